@@ -1,0 +1,252 @@
+//! The backward verbs: [`backward_reduce`], [`backward_apply`], and both in one pass, [`batch_norm_backward`].
+//!
+//! With `n` values a channel, `μ` and `invstd` of the batch, and `scale = weight * invstd`
+//! (Ioffe & Szegedy 2015, section 3, the chain rule through the statistics):
+//!
+//! ```text
+//! dbias   = Σ dy
+//! dweight = Σ dy (x - μ) · invstd
+//! dx      = scale · (dy - Σdy / n - (x - μ) · invstd² · Σ dy (x - μ) / n)
+//! ```
+//!
+//! Running statistics are constants: then `dx = dy · scale`, and the sums are about the running mean.
+
+use crate::affine::Affine;
+use crate::element::{Element, Real};
+use crate::epilogue::Identity;
+use crate::error::Error;
+use crate::execution::Execution;
+use crate::grad_sums::GradSums;
+use crate::kernels::apply::{self, Apply};
+use crate::kernels::backward_apply::{self, BackwardApply};
+use crate::kernels::backward_reduce::GradTerms;
+use crate::moments::{self, Moments};
+use crate::schedule::Plan;
+use crate::sweep;
+use crate::view::View;
+
+/// The two sums that the gradients are made of, about `mean`.
+///
+/// # Errors
+/// [`Error::Shape`] if `dy` or `x` is not exactly the elements of `view`; [`Error::Length`] if `mean` is not one value a
+/// channel.
+pub fn backward_reduce<E: Element>(
+    view: View,
+    dy: &[E],
+    x: &[E],
+    mean: &[f64],
+    execution: Execution,
+) -> Result<GradSums, Error> {
+    view.check("x", x)?;
+    view.check("dy", dy)?;
+    view.check_vector("mean", mean)?;
+    // SAFETY: both are exactly the elements of `view`, and `mean` was checked.
+    Ok(unsafe { backward_reduce_raw(view, dy.as_ptr(), x.as_ptr(), mean, execution) })
+}
+
+/// Writes the gradient with respect to `x` to `dx`, from statistics and sums of the whole batch, of which `x` may be a part.
+///
+/// # Errors
+/// [`Error::Shape`] if `dy`, `x` or `dx` is not exactly the elements of `view`; [`Error::Length`] if `moments`, `sums` or
+/// `weight` has other channels.
+#[allow(clippy::too_many_arguments)]
+pub fn backward_apply<E: Element>(
+    view: View,
+    dy: &[E],
+    x: &[E],
+    moments: &Moments,
+    sums: &GradSums,
+    weight: Option<&[f64]>,
+    eps: f64,
+    dx: &mut [E],
+    execution: Execution,
+) -> Result<(), Error> {
+    check(&view, dy, x, moments, weight, dx)?;
+    view.check_vector("grad_sums", sums.sum_dy())?;
+    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the vectors were checked.
+    unsafe {
+        backward_apply_raw(
+            view,
+            dy.as_ptr(),
+            x.as_ptr(),
+            moments,
+            sums,
+            weight,
+            eps,
+            dx.as_mut_ptr(),
+            execution,
+        );
+    }
+    Ok(())
+}
+
+/// The training backward pass: writes the gradient with respect to `x` to `dx` and returns the sums that those of weight and
+/// bias are made of. The result is, bit for bit, that of [`backward_reduce`] and [`backward_apply`].
+///
+/// # Errors
+/// As [`backward_apply`].
+#[allow(clippy::too_many_arguments)]
+pub fn batch_norm_backward<E: Element>(
+    view: View,
+    dy: &[E],
+    x: &[E],
+    moments: &Moments,
+    weight: Option<&[f64]>,
+    eps: f64,
+    dx: &mut [E],
+    execution: Execution,
+) -> Result<GradSums, Error> {
+    check(&view, dy, x, moments, weight, dx)?;
+    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the vectors were checked.
+    Ok(unsafe {
+        batch_norm_backward_raw(
+            view,
+            dy.as_ptr(),
+            x.as_ptr(),
+            moments,
+            weight,
+            eps,
+            dx.as_mut_ptr(),
+            execution,
+        )
+    })
+}
+
+fn check<E>(
+    view: &View,
+    dy: &[E],
+    x: &[E],
+    moments: &Moments,
+    weight: Option<&[f64]>,
+    dx: &[E],
+) -> Result<(), Error> {
+    view.check("x", x)?;
+    view.check("dy", dy)?;
+    view.check("dx", dx)?;
+    view.check_vector("moments", moments.mean())?;
+    weight.map_or(Ok(()), |weight| view.check_vector("weight", weight))
+}
+
+/// [`backward_reduce`] of the elements at `dy` and `x`.
+///
+/// # Safety
+/// `dy` and `x` are readable for `view`; `mean` has its channels.
+pub(crate) unsafe fn backward_reduce_raw<E: Element>(
+    view: View,
+    dy: *const E,
+    x: *const E,
+    mean: &[f64],
+    execution: Execution,
+) -> GradSums {
+    if view.is_empty() {
+        return GradSums::zero(view.channels);
+    }
+    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
+    // SAFETY: handed on to the caller.
+    let sums = unsafe { sweep::reduce(&plan, execution.level, GradTerms { dy, x }, |c| mean[c]) };
+    GradSums::from_sums(sums)
+}
+
+/// The coefficients of `dx` of one channel.
+fn coefficients<R: Real>(
+    moments: &Moments,
+    weight: Option<&[f64]>,
+    eps: f64,
+    channel: usize,
+    [sum_dy, sum_dy_xmu]: [f64; 2],
+) -> [R; 6] {
+    let n = moments.count() as f64;
+    let invstd = moments::invstd(moments.count(), moments.m2()[channel], eps);
+    let scale = invstd * weight.map_or(1.0, |weight| weight[channel]);
+    let slope = invstd * invstd * (sum_dy_xmu / n);
+    backward_apply::coefficients(moments.mean()[channel], sum_dy / n, slope, scale)
+}
+
+/// [`backward_apply`] from `dy` and `x` to `dx`.
+///
+/// # Safety
+/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy`, is `x`, or shares no memory with them; `moments`,
+/// `sums` and `weight` have the channels of `view`.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn backward_apply_raw<E: Element>(
+    view: View,
+    dy: *const E,
+    x: *const E,
+    moments: &Moments,
+    sums: &GradSums,
+    weight: Option<&[f64]>,
+    eps: f64,
+    dx: *mut E,
+    execution: Execution,
+) {
+    if view.is_empty() {
+        return;
+    }
+    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
+    let mut table = vec![E::Real::from_f64(0.0); 6 * view.channels];
+    for c in 0..view.channels {
+        let values =
+            coefficients(moments, weight, eps, c, [sums.sum_dy()[c], sums.sum_dy_xmu()[c]]);
+        for (k, value) in values.into_iter().enumerate() {
+            table[k * view.channels + c] = value;
+        }
+    }
+    // SAFETY: handed on to the caller.
+    unsafe { sweep::map(&plan, execution.level, BackwardApply { dy, x, dx }, &table) };
+}
+
+/// [`batch_norm_backward`] from `dy` and `x` to `dx`.
+///
+/// # Safety
+/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy` or shares no memory with them; `moments` and `weight`
+/// have the channels of `view`.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
+    view: View,
+    dy: *const E,
+    x: *const E,
+    moments: &Moments,
+    weight: Option<&[f64]>,
+    eps: f64,
+    dx: *mut E,
+    execution: Execution,
+) -> GradSums {
+    if view.is_empty() {
+        return GradSums::zero(view.channels);
+    }
+    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
+    // SAFETY: handed on to the caller; a block's sums are complete before the first of its outputs is written.
+    let sums = unsafe {
+        sweep::fused(
+            &plan,
+            execution.level,
+            GradTerms { dy, x },
+            BackwardApply { dy, x, dx },
+            |c| moments.mean()[c],
+            |c, _, sums| coefficients(moments, weight, eps, c, sums),
+        )
+    };
+    GradSums::from_sums(sums)
+}
+
+/// Writes the gradient with respect to `x` where the statistics were constants, `dy * scale`, to `dx`.
+///
+/// # Safety
+/// `dy` is readable and `dx` writable for `view`, and they are equal or share no memory; `scale` has the channels of `view`.
+pub(crate) unsafe fn scale_raw<E: Element>(
+    view: View,
+    dy: *const E,
+    scale: &[f64],
+    dx: *mut E,
+    execution: Execution,
+) {
+    if view.is_empty() {
+        return;
+    }
+    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
+    let zeros = vec![0.0; view.channels];
+    let affine = Affine::new(zeros.clone(), scale.to_vec(), zeros).expect("equal lengths");
+    let map = Apply { x: dy, y: dx, epilogue: Identity };
+    // SAFETY: handed on to the caller.
+    unsafe { sweep::map(&plan, execution.level, map, &apply::table(&affine)) };
+}

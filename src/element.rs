@@ -1,0 +1,127 @@
+//! What arrays are made of. A storage type enters a kernel as a widening load and leaves it as a narrowing store; between
+//! the two everything is done in its [`Element::Real`], and sums in `f64`.
+//!
+//! A new dtype is one `impl Element`.
+
+use crate::simd::{LANES, Simd, Vector};
+
+/// A vector of the arithmetic type of `E`.
+pub type RealVector<S, E> = <<E as Element>::Real as Real>::Vector<S>;
+
+/// The types that elementwise arithmetic is done in: `f32` and `f64`.
+pub trait Real: Element<Real = Self> + private::Sealed {
+    /// Sixteen lanes of this type.
+    #[doc(hidden)]
+    type Vector<S: Simd>: Vector<Scalar = Self, Wide = S::F64>;
+
+    /// Rounds to this type.
+    fn from_f64(value: f64) -> Self;
+
+    /// This value, exactly.
+    fn to_f64(self) -> f64;
+}
+
+/// A storage type.
+pub trait Element: Copy + Send + Sync + private::Sealed + 'static {
+    /// The type its arithmetic is done in.
+    type Real: Real;
+
+    /// This value, exactly.
+    fn widen(self) -> f64;
+
+    /// `n <= 16` elements from `p`, zero in the lanes beyond.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` elements.
+    #[doc(hidden)]
+    unsafe fn load<S: Simd>(simd: S, p: *const Self, n: usize) -> RealVector<S, Self>;
+
+    /// Writes the first `n <= 16` lanes to `p`.
+    ///
+    /// # Safety
+    /// `p` is writable for `n` elements.
+    #[doc(hidden)]
+    unsafe fn store<S: Simd>(simd: S, p: *mut Self, n: usize, value: RealVector<S, Self>);
+
+    /// Writes sixteen lanes to `p` past the cache.
+    ///
+    /// # Safety
+    /// `p` is writable for sixteen elements and aligned to a cache line.
+    #[doc(hidden)]
+    unsafe fn stream<S: Simd>(simd: S, p: *mut Self, value: RealVector<S, Self>);
+}
+
+mod private {
+    /// Keeps [`super::Element`] and [`super::Real`] to the types of this crate.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// The first `n` values from `p` as a vector: a plain load where `n` fills it.
+///
+/// # Safety
+/// `p` is readable for `n <= LANES` elements; a `Simd` token for `V` is held.
+#[inline(always)]
+pub(crate) unsafe fn load<V: Vector>(p: *const V::Scalar, n: usize) -> V {
+    // SAFETY: handed on to the caller.
+    unsafe { if n == LANES { V::load(p) } else { V::load_partial(p, n) } }
+}
+
+/// Writes the first `n` lanes of `value` to `p`: a plain store where `n` fills it.
+///
+/// # Safety
+/// `p` is writable for `n <= LANES` elements.
+#[inline(always)]
+pub(crate) unsafe fn store<V: Vector>(p: *mut V::Scalar, n: usize, value: V) {
+    // SAFETY: handed on to the caller.
+    unsafe { if n == LANES { value.store(p) } else { value.store_partial(p, n) } }
+}
+
+macro_rules! real {
+    ($real:ty, $vector:ident) => {
+        impl Real for $real {
+            type Vector<S: Simd> = S::$vector;
+
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                value as $real
+            }
+
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
+        }
+
+        // SAFETY (all of the impl): a token is held, and the caller's contract is that of the vector's method.
+        impl Element for $real {
+            type Real = $real;
+
+            #[inline(always)]
+            fn widen(self) -> f64 {
+                self.into()
+            }
+
+            #[inline(always)]
+            unsafe fn load<S: Simd>(_: S, p: *const Self, n: usize) -> RealVector<S, Self> {
+                // SAFETY: see the impl.
+                unsafe { load(p, n) }
+            }
+
+            #[inline(always)]
+            unsafe fn store<S: Simd>(_: S, p: *mut Self, n: usize, value: RealVector<S, Self>) {
+                // SAFETY: see the impl.
+                unsafe { store(p, n, value) }
+            }
+
+            #[inline(always)]
+            unsafe fn stream<S: Simd>(_: S, p: *mut Self, value: RealVector<S, Self>) {
+                // SAFETY: see the impl.
+                unsafe { value.stream(p) }
+            }
+        }
+    };
+}
+real!(f32, F32);
+real!(f64, F64);

@@ -1,0 +1,188 @@
+//! The forward verbs: [`moments`], [`apply`], and both in one pass, [`batch_norm`].
+
+use crate::affine::Affine;
+use crate::element::Element;
+use crate::epilogue::Identity;
+use crate::error::Error;
+use crate::execution::Execution;
+use crate::kernels::apply::{self, Apply};
+use crate::kernels::moments::MomentTerms;
+use crate::moments::{self, Moments};
+use crate::schedule::Plan;
+use crate::sweep;
+use crate::view::View;
+
+/// Statistics of each channel of `x`.
+///
+/// # Errors
+/// [`Error::Shape`] if `x` is not exactly the elements of `view`.
+///
+/// ```
+/// use rustbn::{Execution, View, moments};
+/// let view = View { outer: 2, channels: 2, inner: 2 };
+/// let x = [0.0_f32, 2.0, 5.0, 5.0, 4.0, 6.0, 5.0, 5.0];
+/// let moments = moments(view, &x, Execution::current()?)?;
+/// assert_eq!(moments.mean(), [3.0, 5.0]);
+/// assert_eq!(moments.var(0.0), [5.0, 0.0]);
+/// # Ok::<(), rustbn::Error>(())
+/// ```
+pub fn moments<E: Element>(view: View, x: &[E], execution: Execution) -> Result<Moments, Error> {
+    view.check("x", x)?;
+    // SAFETY: `x` is exactly the elements of `view`.
+    Ok(unsafe { moments_raw(view, x.as_ptr(), execution) })
+}
+
+/// Writes `(x - mean) * scale + bias` to `y`: batch normalization once its statistics are known.
+///
+/// # Errors
+/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if `affine` has other channels.
+pub fn apply<E: Element>(
+    view: View,
+    x: &[E],
+    affine: &Affine,
+    y: &mut [E],
+    execution: Execution,
+) -> Result<(), Error> {
+    view.check("x", x)?;
+    view.check("y", y)?;
+    view.check_vector("mean", affine.mean())?;
+    // SAFETY: both are exactly the elements of `view`, and a `&mut` shares memory with nothing.
+    unsafe { apply_raw(view, x.as_ptr(), affine, y.as_mut_ptr(), execution) };
+    Ok(())
+}
+
+/// [`apply`] in place.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_in_place<E: Element>(
+    view: View,
+    x: &mut [E],
+    affine: &Affine,
+    execution: Execution,
+) -> Result<(), Error> {
+    view.check("x", x)?;
+    view.check_vector("mean", affine.mean())?;
+    let x = x.as_mut_ptr();
+    // SAFETY: exactly the elements of `view`, which the output may be as well.
+    unsafe { apply_raw(view, x, affine, x, execution) };
+    Ok(())
+}
+
+/// Normalises `x` with its own statistics and writes the result to `y`: the training forward pass (Ioffe & Szegedy 2015,
+/// Algorithm 1), walking blocks of channels while they are in the cache. Returns the statistics; the result is, bit for bit,
+/// that of [`moments`], [`Affine::from_moments`] and [`apply`].
+///
+/// # Errors
+/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if `weight` or `bias` is not one
+/// value a channel.
+pub fn batch_norm<E: Element>(
+    view: View,
+    x: &[E],
+    weight: Option<&[f64]>,
+    bias: Option<&[f64]>,
+    eps: f64,
+    y: &mut [E],
+    execution: Execution,
+) -> Result<Moments, Error> {
+    view.check("x", x)?;
+    view.check("y", y)?;
+    weight.map_or(Ok(()), |weight| view.check_vector("weight", weight))?;
+    bias.map_or(Ok(()), |bias| view.check_vector("bias", bias))?;
+    // SAFETY: both are exactly the elements of `view`, a `&mut` shares memory with nothing, and the vectors were checked.
+    Ok(unsafe { batch_norm_raw(view, x.as_ptr(), weight, bias, eps, y.as_mut_ptr(), execution) })
+}
+
+/// A pivot for each channel: the median of its first, middle and last element.
+///
+/// # Safety
+/// `x` holds `view`, which is not empty.
+unsafe fn pivot<E: Element>(view: &View, x: MomentTerms<E>, channel: usize) -> f64 {
+    let middle = view.count() / 2;
+    // SAFETY: three elements of the view.
+    let at = |outer, inner| unsafe { x.element(view.offset(outer, channel, inner)) };
+    moments::pivot(
+        at(0, 0),
+        at(middle / view.inner, middle % view.inner),
+        at(view.outer - 1, view.inner - 1),
+    )
+}
+
+/// [`moments`] of the elements at `x`.
+///
+/// # Safety
+/// `x` is readable for `view`.
+pub(crate) unsafe fn moments_raw<E: Element>(
+    view: View,
+    x: *const E,
+    execution: Execution,
+) -> Moments {
+    if view.is_empty() {
+        return Moments::none(view);
+    }
+    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
+    let terms = MomentTerms(x);
+    // SAFETY: the caller vouches for `x`; the view is not empty.
+    let sums = unsafe {
+        sweep::reduce(&plan, execution.level, terms, |channel| pivot(&view, terms, channel))
+    };
+    Moments::from_sums(view.count() as u64, &sums.centers, &sums.first, &sums.second)
+}
+
+/// [`apply`] from `x` to `y`.
+///
+/// # Safety
+/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `affine` has the channels of `view`.
+pub(crate) unsafe fn apply_raw<E: Element>(
+    view: View,
+    x: *const E,
+    affine: &Affine,
+    y: *mut E,
+    execution: Execution,
+) {
+    if view.is_empty() {
+        return;
+    }
+    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
+    let map = Apply { x, y, epilogue: Identity };
+    // SAFETY: handed on to the caller.
+    unsafe { sweep::map(&plan, execution.level, map, &apply::table(affine)) };
+}
+
+/// [`batch_norm`] from `x` to `y`.
+///
+/// # Safety
+/// `x` is readable and `y` writable for `view`, and they share no memory; `weight` and `bias` have the channels of `view`.
+pub(crate) unsafe fn batch_norm_raw<E: Element>(
+    view: View,
+    x: *const E,
+    weight: Option<&[f64]>,
+    bias: Option<&[f64]>,
+    eps: f64,
+    y: *mut E,
+    execution: Execution,
+) -> Moments {
+    if view.is_empty() {
+        return Moments::none(view);
+    }
+    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
+    let count = view.count() as u64;
+    let finish = |channel: usize, pivot: f64, sums: [f64; 2]| {
+        let (mean, m2) = moments::mean_and_m2(count, pivot, sums);
+        let scale = moments::invstd(count, m2, eps) * weight.map_or(1.0, |weight| weight[channel]);
+        apply::coefficients::<E::Real>(mean, scale, bias.map_or(0.0, |bias| bias[channel]))
+    };
+    let terms = MomentTerms(x);
+    // SAFETY: the caller vouches for `x` and `y`; the view is not empty.
+    let sums = unsafe {
+        sweep::fused(
+            &plan,
+            execution.level,
+            terms,
+            Apply { x, y, epilogue: Identity },
+            |channel| pivot(&view, terms, channel),
+            finish,
+        )
+    };
+    Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
+}

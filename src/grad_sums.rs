@@ -1,0 +1,66 @@
+//! The two sums of each channel that all gradients of a batch are made of.
+
+use crate::error::Error;
+use crate::sweep::Sums;
+
+/// `Σ dy` and `Σ dy (x - mean)` of each channel, in `f64`. Those of parts add up to those of the whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradSums {
+    sum_dy: Vec<f64>,
+    sum_dy_xmu: Vec<f64>,
+}
+
+impl GradSums {
+    /// Sums from their values.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the two differ in length.
+    pub fn new(sum_dy: Vec<f64>, sum_dy_xmu: Vec<f64>) -> Result<GradSums, Error> {
+        if sum_dy_xmu.len() != sum_dy.len() {
+            return Err(Error::Length {
+                argument: "sum_dy_xmu",
+                expected: sum_dy.len(),
+                got: format!("({},)", sum_dy_xmu.len()),
+            });
+        }
+        Ok(GradSums { sum_dy, sum_dy_xmu })
+    }
+
+    /// The sums of no elements.
+    pub fn zero(channels: usize) -> GradSums {
+        GradSums { sum_dy: vec![0.0; channels], sum_dy_xmu: vec![0.0; channels] }
+    }
+
+    pub(crate) fn from_sums(sums: Sums) -> GradSums {
+        GradSums { sum_dy: sums.first, sum_dy_xmu: sums.second }
+    }
+
+    /// `Σ dy`, which is the gradient with respect to the bias.
+    pub fn sum_dy(&self) -> &[f64] {
+        &self.sum_dy
+    }
+
+    /// `Σ dy (x - mean)`, which times `invstd` is the gradient with respect to the weight.
+    pub fn sum_dy_xmu(&self) -> &[f64] {
+        &self.sum_dy_xmu
+    }
+
+    /// The sums of both sets of elements together.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the channels differ in number.
+    pub fn add(&self, other: &GradSums) -> Result<GradSums, Error> {
+        if other.sum_dy.len() != self.sum_dy.len() {
+            return Err(Error::Length {
+                argument: "other",
+                expected: self.sum_dy.len(),
+                got: format!("({},)", other.sum_dy.len()),
+            });
+        }
+        let add = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a + b).collect();
+        Ok(GradSums {
+            sum_dy: add(&self.sum_dy, &other.sum_dy),
+            sum_dy_xmu: add(&self.sum_dy_xmu, &other.sum_dy_xmu),
+        })
+    }
+}

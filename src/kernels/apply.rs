@@ -1,0 +1,87 @@
+//! `y = epilogue((x - mean) * scale + bias)`, the mean subtracted as a high and a low part.
+//!
+//! `x - high` is exact where the two are close, which is where the difference is small; the low part then brings the digits
+//! of the mean that one `f32` does not hold.
+
+use super::Fetch;
+use super::map::Map;
+use crate::affine::{self, Affine};
+use crate::element::{Element, Real, RealVector};
+use crate::epilogue::Epilogue;
+use crate::simd::Simd;
+
+/// The expression of the forward pass.
+#[derive(Clone, Copy)]
+pub(crate) struct Apply<E, P> {
+    /// Input.
+    pub(crate) x: *const E,
+    /// Output.
+    pub(crate) y: *mut E,
+    /// What comes after.
+    pub(crate) epilogue: P,
+}
+
+// SAFETY: the pointers are only used through `value` and by the loops of `map`, whose callers vouch for the memory and for no
+// two threads sharing a part of the output.
+unsafe impl<E: Sync, P: Sync> Sync for Apply<E, P> {}
+
+/// What the expression needs of each channel.
+pub(crate) fn coefficients<R: Real>(mean: f64, scale: f64, bias: f64) -> [R; 4] {
+    let [high, low] = affine::split(mean);
+    [high, low, R::from_f64(scale), R::from_f64(bias)]
+}
+
+/// The coefficients of all channels: all of the first, then all of the second, and so on.
+pub(crate) fn table<R: Real>(affine: &Affine) -> Vec<R> {
+    let channels = affine.mean().len();
+    let mut table = vec![R::from_f64(0.0); 4 * channels];
+    for c in 0..channels {
+        let values = coefficients(affine.mean()[c], affine.scale()[c], affine.bias()[c]);
+        for (k, value) in values.into_iter().enumerate() {
+            table[k * channels + c] = value;
+        }
+    }
+    table
+}
+
+impl<E: Element, P: Epilogue> Map for Apply<E, P> {
+    type Element = E;
+    type Coefficients<S: Simd> = [RealVector<S, E>; 4];
+    const COEFFICIENTS: usize = 4;
+
+    #[inline(always)]
+    fn output(self) -> *mut E {
+        self.y
+    }
+
+    #[inline(always)]
+    unsafe fn coefficients<S: Simd>(
+        _: S,
+        table: *const E::Real,
+        pitch: usize,
+        fetch: Fetch,
+    ) -> Self::Coefficients<S> {
+        // SAFETY: the caller vouches for four coefficients, `pitch` apart.
+        unsafe {
+            [
+                fetch.vector(table),
+                fetch.vector(table.add(pitch)),
+                fetch.vector(table.add(2 * pitch)),
+                fetch.vector(table.add(3 * pitch)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn value<S: Simd>(
+        self,
+        simd: S,
+        at: usize,
+        n: usize,
+        &[high, low, scale, bias]: &Self::Coefficients<S>,
+    ) -> RealVector<S, E> {
+        // SAFETY: the caller vouches for `n` elements at `at`.
+        let x = unsafe { E::load(simd, self.x.add(at), n) };
+        self.epilogue.forward(simd, (x - high - low) * scale + bias)
+    }
+}

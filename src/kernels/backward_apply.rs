@@ -1,0 +1,77 @@
+//! `dx = scale * (dy - mean_dy - (x - mean) * slope)`, with `mean_dy = Σdy / n` and
+//! `slope = invstd² · Σ dy (x - mean) / n` (Ioffe & Szegedy 2015, the gradients of section 3, collected).
+//!
+//! Both means are subtracted as a high and a low part: what remains of `dy` can be much smaller than its mean.
+
+use super::Fetch;
+use super::map::Map;
+use crate::affine;
+use crate::element::{Element, Real, RealVector};
+use crate::simd::Simd;
+
+/// The expression of the backward pass through batch statistics.
+#[derive(Clone, Copy)]
+pub(crate) struct BackwardApply<E> {
+    /// Gradient with respect to the output.
+    pub(crate) dy: *const E,
+    /// Input of the forward pass.
+    pub(crate) x: *const E,
+    /// Gradient with respect to the input.
+    pub(crate) dx: *mut E,
+}
+
+// SAFETY: the pointers are only used through `value` and by the loops of `map`, whose callers vouch for the memory and for no
+// two threads sharing a part of the output.
+unsafe impl<E: Sync> Sync for BackwardApply<E> {}
+
+/// What the expression needs of each channel.
+pub(crate) fn coefficients<R: Real>(mean: f64, mean_dy: f64, slope: f64, scale: f64) -> [R; 6] {
+    let [high, low] = affine::split(mean);
+    let [dy_high, dy_low] = affine::split(mean_dy);
+    [high, low, dy_high, dy_low, R::from_f64(slope), R::from_f64(scale)]
+}
+
+impl<E: Element> Map for BackwardApply<E> {
+    type Element = E;
+    type Coefficients<S: Simd> = [RealVector<S, E>; 6];
+    const COEFFICIENTS: usize = 6;
+
+    #[inline(always)]
+    fn output(self) -> *mut E {
+        self.dx
+    }
+
+    #[inline(always)]
+    unsafe fn coefficients<S: Simd>(
+        _: S,
+        table: *const E::Real,
+        pitch: usize,
+        fetch: Fetch,
+    ) -> Self::Coefficients<S> {
+        // SAFETY: the caller vouches for six coefficients, `pitch` apart.
+        unsafe {
+            [
+                fetch.vector(table),
+                fetch.vector(table.add(pitch)),
+                fetch.vector(table.add(2 * pitch)),
+                fetch.vector(table.add(3 * pitch)),
+                fetch.vector(table.add(4 * pitch)),
+                fetch.vector(table.add(5 * pitch)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn value<S: Simd>(
+        self,
+        simd: S,
+        at: usize,
+        n: usize,
+        &[high, low, dy_high, dy_low, slope, scale]: &Self::Coefficients<S>,
+    ) -> RealVector<S, E> {
+        // SAFETY: the caller vouches for `n` elements of both at `at`.
+        let (dy, x) =
+            unsafe { (E::load(simd, self.dy.add(at), n), E::load(simd, self.x.add(at), n)) };
+        (dy - dy_high - dy_low - (x - high - low) * slope) * scale
+    }
+}

@@ -1,0 +1,28 @@
+//! `Σ dy` and `Σ dy · (x - mean)`.
+
+use super::reduce::Terms;
+use crate::element::Element;
+use crate::simd::{Simd, Vector};
+
+/// The terms of gradient sums; the centre is the mean that was subtracted in the forward pass.
+#[derive(Clone, Copy)]
+pub(crate) struct GradTerms<E> {
+    /// Gradient with respect to the output.
+    pub(crate) dy: *const E,
+    /// Input of the forward pass.
+    pub(crate) x: *const E,
+}
+
+// SAFETY: the pointers are only read through `terms`, whose caller vouches for the memory.
+unsafe impl<E: Sync> Sync for GradTerms<E> {}
+
+impl<E: Element> Terms for GradTerms<E> {
+    #[inline(always)]
+    unsafe fn terms<S: Simd>(self, simd: S, at: usize, n: usize, center: S::F64) -> [S::F64; 2] {
+        // SAFETY: the caller vouches for `n` elements of both at `at`.
+        let (dy, x) =
+            unsafe { (E::load(simd, self.dy.add(at), n), E::load(simd, self.x.add(at), n)) };
+        let dy = dy.widen();
+        [dy, dy * (x.widen() - center)]
+    }
+}

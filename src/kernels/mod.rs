@@ -1,0 +1,43 @@
+//! The loops. Two shapes of loop, [`reduce`] (two sums of each channel) and [`map`] (an output of each element), each along
+//! a *run* of one channel (planar memory) and down a *sheet* of rows whose columns belong to channels (interleaved
+//! memory); and four expressions to put into them: [`moments`] and [`backward_reduce`], [`apply`] and [`backward_apply`].
+//!
+//! Kernels know pointers, lengths and [`Simd`] vectors; which memory they are sent over, in what order and on which thread is
+//! decided elsewhere, and cannot change a bit of the result: a sum is built up in the order that is written down in
+//! `reduce`, and an elementwise result depends on nothing but its element.
+
+pub(crate) mod apply;
+pub(crate) mod backward_apply;
+pub(crate) mod backward_reduce;
+pub(crate) mod map;
+pub(crate) mod moments;
+pub(crate) mod reduce;
+
+use crate::element;
+use crate::simd::Vector;
+
+/// Where a vector of per-channel values comes from.
+#[derive(Clone, Copy)]
+pub(crate) enum Fetch {
+    /// One channel: its value in every lane.
+    Run,
+    /// A channel a lane: the next `n` values, zero in the lanes beyond.
+    Columns(usize),
+}
+
+impl Fetch {
+    /// The vector at `p`.
+    ///
+    /// # Safety
+    /// `p` is readable for one value or for the `n` of `Columns`; a token for `V` is held.
+    #[inline(always)]
+    pub(crate) unsafe fn vector<V: Vector>(self, p: *const V::Scalar) -> V {
+        // SAFETY: handed on to the caller.
+        unsafe {
+            match self {
+                Fetch::Run => V::splat(*p),
+                Fetch::Columns(n) => element::load(p, n),
+            }
+        }
+    }
+}

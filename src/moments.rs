@@ -1,0 +1,260 @@
+//! Count, mean and sum of squared deviations of each channel, and how those of parts become those of the whole.
+//!
+//! Kernels sum about a pivot `p`, a member of the channel, in one sweep:
+//! `mean = p + S1 / n` and `m2 = S2 - S1² / n`, with `S1 = Σ (x - p)` and `S2 = Σ (x - p)²`
+//! (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 1.7).
+//!
+//! 1. Differences of `f32` and narrower are exact in `f64`, or rounded at 2⁻⁵³: nothing is lost however large
+//!    |mean| / std is. A constant channel gives `S1 = S2 = 0`, so `m2` is exactly 0.
+//! 2. The subtraction `S2 - S1² / n` cancels by the factor `1 + (p - mean)² / var`. The pivot is the median of the channel's
+//!    first, middle and last element, so that one outlier, wherever it stands, is not the pivot.
+//! 3. Sums about one pivot add; parts with different pivots merge by eq. 2.1 of the same paper, in [`Moments::merge`].
+
+use crate::error::Error;
+use crate::view::View;
+
+/// Statistics of each channel, in `f64`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    count: u64,
+    mean: Vec<f64>,
+    m2: Vec<f64>,
+}
+
+impl Moments {
+    /// Moments from their parts: `count` values in every channel, their `mean`, and `m2 = Σ (x - mean)²`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if `m2` and `mean` differ in length.
+    pub fn new(count: u64, mean: Vec<f64>, m2: Vec<f64>) -> Result<Moments, Error> {
+        if m2.len() != mean.len() {
+            return Err(Error::Length {
+                argument: "m2",
+                expected: mean.len(),
+                got: format!("({},)", m2.len()),
+            });
+        }
+        Ok(Moments { count, mean, m2 })
+    }
+
+    /// The moments of no values.
+    pub(crate) fn none(view: View) -> Moments {
+        Moments {
+            count: view.count() as u64,
+            mean: vec![0.0; view.channels],
+            m2: vec![0.0; view.channels],
+        }
+    }
+
+    /// Moments from the two sums of each channel about its pivot.
+    pub(crate) fn from_sums(count: u64, pivots: &[f64], first: &[f64], second: &[f64]) -> Moments {
+        let (mean, m2) =
+            (0..pivots.len()).map(|c| mean_and_m2(count, pivots[c], [first[c], second[c]])).unzip();
+        Moments { count, mean, m2 }
+    }
+
+    /// Values in each channel.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The mean of each channel; 0 where there are no values.
+    pub fn mean(&self) -> &[f64] {
+        &self.mean
+    }
+
+    /// The sum of squared deviations from the mean of each channel.
+    pub fn m2(&self) -> &[f64] {
+        &self.m2
+    }
+
+    /// The variance of each channel, `m2 / (count - ddof)`: `ddof` 0 is the biased one that normalises, 1 the unbiased one.
+    /// NaN, or infinite, where there are no more than `ddof` values.
+    pub fn var(&self, ddof: f64) -> Vec<f64> {
+        let n = (self.count as f64 - ddof).max(0.0);
+        self.m2.iter().map(|m2| m2 / n).collect()
+    }
+
+    /// `1 / sqrt(var + eps)` of each channel.
+    pub fn invstd(&self, eps: f64) -> Vec<f64> {
+        self.m2.iter().map(|&m2| invstd(self.count, m2, eps)).collect()
+    }
+
+    /// The moments of both sets of values together (Chan et al., eq. 2.1).
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the channels differ in number.
+    pub fn merge(&self, other: &Moments) -> Result<Moments, Error> {
+        if other.mean.len() != self.mean.len() {
+            return Err(Error::Length {
+                argument: "other",
+                expected: self.mean.len(),
+                got: format!("({},)", other.mean.len()),
+            });
+        }
+        if self.count == 0 {
+            return Ok(other.clone());
+        }
+        if other.count == 0 {
+            return Ok(self.clone());
+        }
+        let count = self.count + other.count;
+        let (here, there, n) = (self.count as f64, other.count as f64, count as f64);
+        let (mean, m2) = (0..self.mean.len())
+            .map(|c| {
+                let delta = other.mean[c] - self.mean[c];
+                (
+                    self.mean[c] + delta * (there / n),
+                    self.m2[c] + other.m2[c] + delta * delta * (here * there / n),
+                )
+            })
+            .unzip();
+        Ok(Moments { count, mean, m2 })
+    }
+
+    /// What running statistics become after this batch: `(1 - momentum) * running + momentum * batch`, the running variance
+    /// from the unbiased variance. `None` for no values, which change nothing.
+    ///
+    /// # Errors
+    /// [`Error::TooFewValues`] for one value per channel, which has no unbiased variance; [`Error::Length`].
+    pub fn updated_running(
+        &self,
+        running_mean: &[f64],
+        running_var: &[f64],
+        momentum: f64,
+    ) -> Result<Option<(Vec<f64>, Vec<f64>)>, Error> {
+        for (argument, vector) in [("running_mean", running_mean), ("running_var", running_var)] {
+            if vector.len() != self.mean.len() {
+                return Err(Error::Length {
+                    argument,
+                    expected: self.mean.len(),
+                    got: format!("({},)", vector.len()),
+                });
+            }
+        }
+        match self.count {
+            0 => Ok(None),
+            1 => Err(Error::TooFewValues {
+                argument: "moments",
+                purpose: "an unbiased variance",
+                got: 1,
+            }),
+            _ => {
+                let toward = |running: &[f64], batch: &[f64]| -> Vec<f64> {
+                    running
+                        .iter()
+                        .zip(batch)
+                        .map(|(running, batch)| (1.0 - momentum) * running + momentum * batch)
+                        .collect()
+                };
+                Ok(Some((toward(running_mean, &self.mean), toward(running_var, &self.var(1.0)))))
+            }
+        }
+    }
+}
+
+/// Mean and m2 of `count` values from their sums about `pivot`.
+#[inline]
+pub(crate) fn mean_and_m2(count: u64, pivot: f64, sums: [f64; 2]) -> (f64, f64) {
+    if count == 0 {
+        return (0.0, 0.0);
+    }
+    let [first, second] = sums;
+    let shift = first / count as f64;
+    let m2 = second - first * shift;
+    // Rounding can leave a negative zero's worth; NaN must stay NaN, which `f64::max` would drop.
+    (pivot + shift, if m2 < 0.0 { 0.0 } else { m2 })
+}
+
+/// `1 / sqrt(m2 / count + eps)`.
+#[inline]
+pub(crate) fn invstd(count: u64, m2: f64, eps: f64) -> f64 {
+    1.0 / (m2 / count as f64 + eps).sqrt()
+}
+
+/// A pivot for a channel out of three of its members: their median, or 0 where one is not finite (the channel's statistics
+/// are NaN or infinite then, whatever the pivot).
+#[inline]
+pub(crate) fn pivot(a: f64, b: f64, c: f64) -> f64 {
+    if !(a.is_finite() && b.is_finite() && c.is_finite()) {
+        return 0.0;
+    }
+    a.max(b).min(a.min(b).max(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: &[f64]) -> Moments {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let m2 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
+        Moments::new(values.len() as u64, vec![mean], vec![m2]).unwrap()
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 8.0 * f64::EPSILON * a.abs().max(b.abs())
+    }
+
+    #[test]
+    fn any_split_merges_to_the_whole() {
+        let values: Vec<f64> = (0..37_u64).map(|i| (i * i * 7919 % 1000) as f64 / 31.0).collect();
+        let whole = of(&values);
+        for split in 1..values.len() {
+            let merged = of(&values[..split]).merge(&of(&values[split..])).unwrap();
+            assert_eq!(merged.count(), whole.count());
+            assert!(close(merged.mean()[0], whole.mean()[0]), "mean of a split at {split}");
+            assert!(close(merged.m2()[0], whole.m2()[0]), "m2 of a split at {split}");
+        }
+    }
+
+    #[test]
+    fn nothing_merges_to_the_same() {
+        let some = of(&[1.0, 2.0, 4.0]);
+        let none = Moments::new(0, vec![0.0], vec![0.0]).unwrap();
+        assert_eq!(some.merge(&none).unwrap(), some);
+        assert_eq!(none.merge(&some).unwrap(), some);
+    }
+
+    #[test]
+    fn the_pivot_is_the_median() {
+        for [a, b, c] in
+            [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [2.0, 3.0, 1.0], [2.0, 2.0, 9.0], [-1.0, 2.0, 2.0]]
+        {
+            assert_eq!(pivot(a, b, c), 2.0);
+        }
+        assert_eq!(pivot(f64::NAN, 1.0, 2.0), 0.0);
+        assert_eq!(pivot(1.0, f64::INFINITY, 2.0), 0.0);
+    }
+
+    #[test]
+    fn sums_about_a_pivot() {
+        // Values 1, 2, 6 about 2: S1 = -1 + 0 + 4, S2 = 1 + 0 + 16.
+        let (mean, m2) = mean_and_m2(3, 2.0, [3.0, 17.0]);
+        assert_eq!((mean, m2), (3.0, 14.0));
+        assert!(mean_and_m2(3, 0.0, [f64::NAN, f64::NAN]).1.is_nan());
+    }
+
+    #[test]
+    fn running_statistics() {
+        let batch = of(&[0.0, 4.0]);
+        let (mean, var) = batch.updated_running(&[1.0], &[1.0], 0.25).unwrap().unwrap();
+        assert_eq!((mean[0], var[0]), (0.75 + 0.5, 0.75 + 2.0));
+        assert!(
+            Moments::new(0, vec![0.0], vec![0.0])
+                .unwrap()
+                .updated_running(&[1.0], &[1.0], 0.1)
+                .unwrap()
+                .is_none()
+        );
+        assert!(matches!(
+            of(&[3.0]).updated_running(&[1.0], &[1.0], 0.1),
+            Err(Error::TooFewValues { .. })
+        ));
+        assert!(matches!(
+            batch.updated_running(&[1.0, 2.0], &[1.0], 0.1),
+            Err(Error::Length { .. })
+        ));
+    }
+}

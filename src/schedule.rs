@@ -1,0 +1,301 @@
+//! A view into pieces of work.
+//!
+//! Two kinds of choice are made here, and only here:
+//!
+//! - **What is part of the result**, from the shape alone: whether memory is walked as planes or as a sheet, and the
+//!   [chunks](Plan::chunks) whose sums are made separately and then added by one tree. Constants in capitals.
+//! - **What is not**: how many channels go through the cache together, whether the second sweep follows the first channel
+//!   block by channel block or after all of it, how many threads, which stores. From the shape, the caches and the threads.
+//!
+//! # Planes and sheets
+//! Long runs of one channel are walked run by run (*planes*). Where runs are short, a block of memory that holds all channels
+//! becomes the row of a *sheet*, whose columns are pseudo-channels: with channels last each column is a channel; with
+//! small planes each position of each plane is a column; with few channels several samples stand in one row. Column `j`
+//! belongs to channel `(j / inner) % channels`, and columns of one channel share their pivot, so their sums simply add.
+
+use crate::kernels::map::Stores;
+use crate::kernels::reduce::{TILE, TILE_ROWS};
+use crate::simd::LANES;
+use crate::view::View;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// Runs shorter than this are columns of a sheet, where there are enough rows.
+const SHORT_RUN: usize = 256;
+
+/// Rows below which a sheet does not pay: each row must share the cost of folding the columns.
+const FEW_ROWS: usize = 4;
+
+/// Elements of a chunk, more or less: small enough to share out, large enough for its sums to cost nothing.
+const CHUNK: usize = 1 << 16;
+
+/// Rows of a sheet that a chunk has at least, since its sums take 16 bytes a column.
+const CHUNK_ROWS: usize = 256;
+
+/// Columns up to which several samples stand in one row, so that rows are whole vectors.
+const WIDE_ROW: usize = 1024;
+
+/// Columns that a row has at least, where samples can be put together.
+const NARROW_ROW: usize = 64;
+
+/// Channels of a block of planes: their lanes live on the stack.
+pub(crate) const BLOCK: usize = 16;
+
+/// Columns of a block of a sheet: sums, centres and coefficients of a block stay in the first-level cache.
+const BLOCK_COLUMNS: usize = 1024;
+
+/// Columns of a strip that is walked over all rows before the next: shorter pieces of rows waste what memory fetches.
+const STRIP_COLUMNS: usize = 64;
+
+/// Bytes that are worth one more thread.
+const GRAIN: usize = 256 << 10;
+
+/// Sizes of the caches in bytes, of one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Caches {
+    /// Second level, of a core's own.
+    pub(crate) l2: usize,
+    /// Last level, shared.
+    pub(crate) last: usize,
+}
+
+impl Caches {
+    /// What the machine says, within reason.
+    pub(crate) fn detected() -> Caches {
+        static DETECTED: OnceLock<Caches> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            let mut caches = Caches { l2: 512 << 10, last: 8 << 20 };
+            for index in 0..8 {
+                let read = |name: &str| {
+                    let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}");
+                    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+                };
+                let size =
+                    read("size").and_then(|text| text.strip_suffix('K')?.parse::<usize>().ok());
+                match (read("level").as_deref(), size) {
+                    (Some("2"), Some(kib)) => caches.l2 = kib << 10,
+                    (Some("3"), Some(kib)) => caches.last = kib << 10,
+                    _ => {}
+                }
+            }
+            // Virtual machines report the caches of whole sockets and sometimes nonsense.
+            Caches {
+                l2: caches.l2.clamp(256 << 10, 4 << 20),
+                last: caches.last.clamp(2 << 20, 64 << 20),
+            }
+        })
+    }
+}
+
+/// How memory is walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrangement {
+    /// Run by run of one channel.
+    Planes,
+    /// Row by row, this many samples to a row.
+    Sheet {
+        /// Blocks of all channels in one row.
+        samples: usize,
+    },
+}
+
+/// A part of the elements of every channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    /// Which of the outer blocks.
+    pub(crate) outer: Range<usize>,
+    /// Which elements of each run.
+    pub(crate) inner: Range<usize>,
+}
+
+/// The pieces of one call.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The memory.
+    pub(crate) view: View,
+    /// How it is walked; part of the result.
+    pub(crate) arrangement: Arrangement,
+    /// Parts whose sums are made separately; part of the result.
+    pub(crate) chunks: usize,
+    /// Channels of a block.
+    pub(crate) block: usize,
+    /// Whether the second sweep of a block follows its first.
+    pub(crate) fused: bool,
+    /// Threads.
+    pub(crate) workers: usize,
+    /// How outputs are written.
+    pub(crate) stores: Stores,
+}
+
+impl Plan {
+    /// The plan for sweeps that read `inputs` arrays of `itemsize` bytes an element on up to `threads` threads.
+    pub(crate) fn new(view: View, itemsize: usize, inputs: usize, threads: usize) -> Plan {
+        Plan::with_caches(view, itemsize, inputs, threads, Caches::detected())
+    }
+
+    fn with_caches(
+        view: View,
+        itemsize: usize,
+        inputs: usize,
+        threads: usize,
+        caches: Caches,
+    ) -> Plan {
+        let arrangement = arrangement(&view);
+        let chunks = match arrangement {
+            Arrangement::Planes if view.inner >= CHUNK => view.outer * view.inner.div_ceil(CHUNK),
+            _ => view.outer.div_ceil(chunk_outer(&view, arrangement)),
+        };
+        let bytes = view.len() * itemsize;
+        let workers = threads.min(1 + bytes * inputs / GRAIN);
+        let channel_bytes = (view.count() * itemsize * inputs).max(1);
+        let fitting = caches.l2 / 2 / channel_bytes;
+        let shares = view.channels.div_ceil(4 * workers);
+        let (block, fused) = match arrangement {
+            Arrangement::Planes => {
+                let block = if workers > 1 { fitting.min(shares) } else { fitting };
+                (block.clamp(1, BLOCK), true)
+            }
+            Arrangement::Sheet { samples: 1 } => {
+                let least = STRIP_COLUMNS.div_ceil(view.inner);
+                let most = (BLOCK_COLUMNS / view.inner).max(least);
+                let fits = fitting >= least || bytes * inputs <= caches.last / 4;
+                let strip = if fits { fitting.clamp(least, most) } else { most };
+                let strip = if fits && workers > 1 { strip.min(shares.max(least)) } else { strip };
+                (strip, fits)
+            }
+            Arrangement::Sheet { .. } => (view.channels, true),
+        };
+        let block = block.clamp(1, view.channels.max(1));
+        let blocks = view.channels.div_ceil(block);
+        Plan {
+            view,
+            arrangement,
+            chunks,
+            block,
+            fused: fused && (workers == 1 || blocks >= workers),
+            workers,
+            stores: if bytes >= caches.last / 2 { Stores::Streamed } else { Stores::Ordinary },
+        }
+    }
+
+    /// Blocks of channels.
+    pub(crate) fn blocks(&self) -> usize {
+        self.view.channels.div_ceil(self.block)
+    }
+
+    /// The channels of block `i`.
+    pub(crate) fn channels(&self, i: usize) -> Range<usize> {
+        i * self.block..((i + 1) * self.block).min(self.view.channels)
+    }
+
+    /// Chunk `i`.
+    pub(crate) fn chunk(&self, i: usize) -> Chunk {
+        let view = &self.view;
+        if self.arrangement == Arrangement::Planes && view.inner >= CHUNK {
+            let per_run = view.inner.div_ceil(CHUNK);
+            let (outer, start) = (i / per_run, i % per_run * CHUNK);
+            return Chunk {
+                outer: outer..outer + 1,
+                inner: start..(start + CHUNK).min(view.inner),
+            };
+        }
+        let step = chunk_outer(view, self.arrangement);
+        Chunk { outer: i * step..((i + 1) * step).min(view.outer), inner: 0..view.inner }
+    }
+}
+
+/// How `view` is walked.
+fn arrangement(view: &View) -> Arrangement {
+    if view.inner >= SHORT_RUN || view.outer < FEW_ROWS && view.inner > 1 {
+        return Arrangement::Planes;
+    }
+    let width = view.channels * view.inner;
+    let unit = LANES / gcd(LANES, width.max(1));
+    let samples = if unit * width <= WIDE_ROW {
+        unit * (NARROW_ROW / (unit * width).max(1)).max(1)
+    } else {
+        1
+    };
+    // With a row or two there is nothing to sum down a column.
+    Arrangement::Sheet { samples: if view.outer / samples < FEW_ROWS { 1 } else { samples } }
+}
+
+/// Outer blocks of a chunk that is not a part of a run.
+fn chunk_outer(view: &View, arrangement: Arrangement) -> usize {
+    match arrangement {
+        Arrangement::Planes => (CHUNK / view.inner.max(1)).max(1),
+        Arrangement::Sheet { samples } => {
+            let width = (view.channels * view.inner * samples).max(1);
+            let rows = (CHUNK / width / TILE_ROWS * TILE_ROWS).max(CHUNK_ROWS);
+            rows * samples
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+const _: () = assert!(CHUNK.is_multiple_of(TILE) && CHUNK_ROWS.is_multiple_of(TILE_ROWS));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SMALL: Caches = Caches { l2: 256 << 10, last: 2 << 20 };
+    const LARGE: Caches = Caches { l2: 4 << 20, last: 64 << 20 };
+
+    fn view() -> impl Strategy<Value = View> {
+        (
+            0_usize..3000,
+            1_usize..300,
+            prop_oneof![Just(1_usize), 1_usize..400, 60_000_usize..200_000],
+        )
+            .prop_map(|(outer, channels, inner)| View { outer, channels, inner })
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_and_blocks_cover_everything_once(view in view(), threads in 1_usize..9) {
+            let plan = Plan::with_caches(view, 4, 1, threads, SMALL);
+            let mut met = 0;
+            let mut last = None;
+            for i in 0..plan.chunks {
+                let chunk = plan.chunk(i);
+                prop_assert!(!chunk.outer.is_empty() && !chunk.inner.is_empty());
+                let start = (chunk.outer.start, chunk.inner.start);
+                prop_assert!(last < Some(start), "chunks are in the order of memory");
+                last = Some(start);
+                met += chunk.outer.len() * chunk.inner.len();
+            }
+            prop_assert_eq!(met, view.count());
+            let channels: Vec<usize> = (0..plan.blocks()).flat_map(|i| plan.channels(i)).collect();
+            prop_assert!(channels.iter().copied().eq(0..view.channels));
+        }
+
+        #[test]
+        fn what_is_part_of_the_result_depends_on_the_shape_alone(view in view(), threads in 1_usize..9) {
+            let one = Plan::with_caches(view, 4, 1, 1, SMALL);
+            let other = Plan::with_caches(view, 8, 2, threads, LARGE);
+            prop_assert_eq!(one.arrangement, other.arrangement);
+            prop_assert_eq!(one.chunks, other.chunks);
+            for i in 0..one.chunks {
+                prop_assert_eq!(one.chunk(i), other.chunk(i));
+            }
+        }
+    }
+
+    #[test]
+    fn small_work_stays_on_its_thread() {
+        let view = View { outer: 32, channels: 64, inner: 1 };
+        assert_eq!(Plan::with_caches(view, 4, 1, 8, LARGE).workers, 1);
+    }
+
+    #[test]
+    fn one_large_channel_is_shared_out() {
+        let view = View { outer: 1, channels: 1, inner: 10_000_000 };
+        let plan = Plan::with_caches(view, 4, 1, 8, LARGE);
+        assert!(!plan.fused && plan.workers == 8 && plan.chunks > 100);
+    }
+}

@@ -1,0 +1,163 @@
+//! AVX2: eight `f32` or four `f64` a register.
+
+use super::pair::Pair;
+use super::{Kernel, Simd, Vector};
+use core::arch::x86_64::*;
+
+/// Proof that the processor has AVX2 and F16C.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+/// Runs `kernel` compiled for AVX2.
+///
+/// # Safety
+/// The processor has AVX2 and F16C.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+impl Simd for Avx2 {
+    type F32 = Pair<F32x8>;
+    type F64 = Pair<Pair<F64x4>>;
+
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: `sfence` is part of SSE, which every x86-64 processor has.
+        unsafe { _mm_sfence() }
+    }
+}
+
+/// `MASK[8 - n..]` begins with `n` lanes of ones.
+static MASK: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Eight `f32`.
+#[derive(Clone, Copy)]
+pub struct F32x8(__m256);
+
+/// Four `f64`.
+#[derive(Clone, Copy)]
+pub struct F64x4(__m256d);
+
+operators!(F32x8, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps);
+operators!(F64x4, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd);
+
+// SAFETY (all of the impl): the caller vouches for AVX2 and for the elements touched; masked instructions touch, and fault
+// on, no lane whose mask is zero.
+impl Vector for F32x8 {
+    type Scalar = f32;
+    type Wide = Pair<F64x4>;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: see the impl.
+        F32x8(unsafe { _mm256_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: see the impl.
+        F32x8(unsafe { _mm256_loadu_ps(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self {
+        // SAFETY: see the impl; `n <= 8`, so the mask is read within the table.
+        F32x8(unsafe {
+            let mask = _mm256_loadu_si256(MASK.as_ptr().add(8 - n).cast());
+            _mm256_maskload_ps(p, mask)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: see the impl.
+        unsafe { _mm256_storeu_ps(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut f32, n: usize) {
+        // SAFETY: see the impl; `n <= 8`.
+        unsafe {
+            let mask = _mm256_loadu_si256(MASK.as_ptr().add(8 - n).cast());
+            _mm256_maskstore_ps(p, mask, self.0);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32) {
+        // SAFETY: see the impl; the caller vouches for the alignment.
+        unsafe { _mm256_stream_ps(p, self.0) }
+    }
+
+    #[inline(always)]
+    fn widen(self) -> Self::Wide {
+        // SAFETY: `self` exists, so the processor has AVX2.
+        unsafe {
+            Pair(
+                F64x4(_mm256_cvtps_pd(_mm256_castps256_ps128(self.0))),
+                F64x4(_mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self.0))),
+            )
+        }
+    }
+}
+
+// SAFETY (all of the impl): as for `F32x8`.
+impl Vector for F64x4 {
+    type Scalar = f64;
+    type Wide = Self;
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(value: f64) -> Self {
+        // SAFETY: see the impl.
+        F64x4(unsafe { _mm256_set1_pd(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f64) -> Self {
+        // SAFETY: see the impl.
+        F64x4(unsafe { _mm256_loadu_pd(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f64, n: usize) -> Self {
+        // SAFETY: see the impl; `n <= 4`, and a lane of 64 bits takes two entries of the table.
+        F64x4(unsafe {
+            let mask = _mm256_loadu_si256(MASK.as_ptr().add(8 - 2 * n).cast());
+            _mm256_maskload_pd(p, mask)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f64) {
+        // SAFETY: see the impl.
+        unsafe { _mm256_storeu_pd(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut f64, n: usize) {
+        // SAFETY: see the impl; `n <= 4`.
+        unsafe {
+            let mask = _mm256_loadu_si256(MASK.as_ptr().add(8 - 2 * n).cast());
+            _mm256_maskstore_pd(p, mask, self.0);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f64) {
+        // SAFETY: see the impl; the caller vouches for the alignment.
+        unsafe { _mm256_stream_pd(p, self.0) }
+    }
+
+    #[inline(always)]
+    fn widen(self) -> Self {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    conforms!(super::super::Level::Avx2);
+}

@@ -1,0 +1,213 @@
+//! What [`conforms!`](super::conforms) asks of an instruction set.
+
+use super::{Kernel, LANES, Level, Simd, Vector};
+use crate::element::{Element, Real};
+use crate::{
+    Affine, Execution, View, apply, apply_in_place, backward_apply, backward_reduce, batch_norm,
+    batch_norm_backward, moments,
+};
+
+/// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it: that is how emulators
+/// prove what they ran.
+fn available(level: Level) -> bool {
+    let has = Level::supported().contains(&level);
+    let asked = std::env::var("RUSTBN_SIMD").is_ok_and(|name| name == level.name());
+    assert!(
+        has || !asked,
+        "RUSTBN_SIMD={} on a machine that has only {:?}",
+        level.name(),
+        Level::supported()
+    );
+    has
+}
+
+/// A generator of bits (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators").
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Between -1 and 1, with a few values that are hard: zeros of both signs, subnormals, large ones.
+    fn value(&mut self) -> f64 {
+        match self.next() % 64 {
+            0 => 0.0,
+            1 => -0.0,
+            2 => 1e-40,
+            3 => -3e-39,
+            4 => 1e5,
+            _ => (self.next() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0,
+        }
+    }
+}
+
+/// Loads, stores and arithmetic of both vectors against arrays.
+pub(super) fn vectors(level: Level) {
+    if available(level) {
+        level.run(Vectors);
+    }
+}
+
+struct Vectors;
+
+impl Kernel for Vectors {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let mut random = Random(1);
+        for n in 0..=LANES {
+            let a: [f64; LANES] = std::array::from_fn(|_| random.value());
+            let b: [f64; LANES] = std::array::from_fn(|_| random.value());
+            check::<S::F64>(a, b, n);
+            check::<S::F32>(a.map(|x| x as f32), b.map(|x| x as f32), n);
+        }
+        simd.fence();
+    }
+}
+
+/// One vector type. What lies beyond the `n` elements of a partial access is a guard that must not change.
+#[inline(always)]
+fn check<V: Vector>(a: [V::Scalar; LANES], b: [V::Scalar; LANES], n: usize)
+where
+    V::Scalar: Real + PartialEq + std::fmt::Debug,
+{
+    #[repr(align(128))]
+    struct Aligned<T>([T; LANES]);
+
+    let bits =
+        |values: &[V::Scalar]| values.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
+    let zero = V::Scalar::from_f64(0.0);
+    let guard = V::Scalar::from_f64(77.0);
+    assert_eq!(V::LANES, LANES);
+    // SAFETY: every access is to an array of LANES, or to `n <= LANES` of its elements; `Level::run` vouches for the set.
+    unsafe {
+        let (va, vb) = (V::load(a.as_ptr()), V::load(b.as_ptr()));
+        let stored = |v: V| {
+            let mut out = [guard; LANES];
+            v.store(out.as_mut_ptr());
+            bits(&out)
+        };
+        let expected = |f: fn(f64, f64) -> f64| -> Vec<u64> {
+            // One operation in f64 rounded to f32 is the operation in f32: f64 has more than twice its digits.
+            bits(&std::array::from_fn::<_, LANES, _>(|i| {
+                V::Scalar::from_f64(f(a[i].to_f64(), b[i].to_f64()))
+            }))
+        };
+        assert_eq!(stored(va), bits(&a));
+        assert_eq!(stored(va + vb), expected(|x, y| x + y));
+        assert_eq!(stored(va - vb), expected(|x, y| x - y));
+        assert_eq!(stored(va * vb), expected(|x, y| x * y));
+        assert_eq!(stored(V::splat(a[3])), bits(&[a[3]; LANES]));
+
+        let mut first = [zero; LANES];
+        first[..n].copy_from_slice(&a[..n]);
+        assert_eq!(
+            stored(V::load_partial(a.as_ptr(), n)),
+            bits(&first),
+            "the first {n} lanes, then zeros"
+        );
+
+        let mut out = [guard; LANES];
+        va.store_partial(out.as_mut_ptr(), n);
+        let mut first = [guard; LANES];
+        first[..n].copy_from_slice(&a[..n]);
+        assert_eq!(bits(&out), bits(&first), "{n} elements written and no more");
+
+        let mut aligned = Aligned([guard; LANES]);
+        va.stream(aligned.0.as_mut_ptr());
+        assert_eq!(bits(&aligned.0), bits(&a));
+
+        let mut wide = [0.0; LANES];
+        va.widen().store(wide.as_mut_ptr());
+        assert_eq!(wide.map(f64::to_bits).to_vec(), bits(&a));
+    }
+}
+
+/// Every verb over shapes that reach every loop, on one thread and on three, against the portable level on one.
+pub(super) fn verbs<E: Element<Real = E> + Real>(level: Level) {
+    if !available(level) {
+        return;
+    }
+    let shapes = [
+        (3, 5, 1),
+        (1, 7, 1),
+        (40, 3, 1),
+        (70, 16, 1),
+        (300, 37, 1),
+        (600, 1030, 1),
+        (2, 3, 20),
+        (9, 5, 7),
+        (33, 20, 49),
+        (4, 2, 255),
+        (5, 3, 256),
+        (3, 2, 4097),
+        (2, 1, 70_000),
+        (1, 3, 140_001),
+        (1000, 3, 17),
+    ];
+    for (seed, (outer, channels, inner)) in shapes.into_iter().enumerate() {
+        let view = View { outer, channels, inner };
+        let mut random = Random(seed as u64);
+        let mut values =
+            |n: usize| -> Vec<E> { (0..n).map(|_| E::from_f64(random.value())).collect() };
+        let (x, dy) = (values(view.len()), values(view.len()));
+        let parameters: Vec<f64> = (0..channels).map(|c| 0.5 + c as f64).collect();
+        let expected =
+            outputs(view, &x, &dy, &parameters, Execution { level: Level::Scalar, threads: 1 });
+        for threads in [1, 3] {
+            let got = outputs(view, &x, &dy, &parameters, Execution { level, threads });
+            assert_eq!(got, expected, "{view:?} on {threads} threads");
+        }
+    }
+}
+
+/// The bits of everything that the verbs compute, the fused ones and their halves agreeing.
+fn outputs<E: Element<Real = E> + Real>(
+    view: View,
+    x: &[E],
+    dy: &[E],
+    weight: &[f64],
+    execution: Execution,
+) -> Vec<u64> {
+    let eps = 1e-5;
+    let bits = |values: &[E]| values.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
+    let bits64 = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let empty = || vec![E::from_f64(0.0); view.len()];
+
+    let (mut y, mut dx) = (empty(), empty());
+    let statistics =
+        batch_norm(view, x, Some(weight), Some(weight), eps, &mut y, execution).unwrap();
+    let sums = batch_norm_backward(view, dy, x, &statistics, Some(weight), eps, &mut dx, execution)
+        .unwrap();
+
+    let halves = moments(view, x, execution).unwrap();
+    assert_eq!(halves, statistics);
+    let affine = Affine::from_moments(&halves, Some(weight), Some(weight), eps).unwrap();
+    let mut again = empty();
+    apply(view, x, &affine, &mut again, execution).unwrap();
+    assert_eq!(bits(&again), bits(&y));
+    again.copy_from_slice(x);
+    apply_in_place(view, &mut again, &affine, execution).unwrap();
+    assert_eq!(bits(&again), bits(&y));
+    let reduced = backward_reduce(view, dy, x, halves.mean(), execution).unwrap();
+    assert_eq!(reduced, sums);
+    backward_apply(view, dy, x, &halves, &reduced, Some(weight), eps, &mut again, execution)
+        .unwrap();
+    assert_eq!(bits(&again), bits(&dx));
+
+    [
+        bits(&y),
+        bits(&dx),
+        bits64(statistics.mean()),
+        bits64(statistics.m2()),
+        bits64(sums.sum_dy()),
+        bits64(sums.sum_dy_xmu()),
+    ]
+    .concat()
+}

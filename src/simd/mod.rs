@@ -1,0 +1,254 @@
+//! One logical vector of sixteen lanes on every instruction set; the only place with `core::arch`.
+//!
+//! A kernel is written once, over [`Simd`], and compiled once for each instruction set: [`Level::run`] enters a function
+//! that has the set's `target_feature`, and everything generic is inlined into it. What makes results the *same bits* at
+//! every level is decided here:
+//!
+//! 1. Sixteen lanes everywhere, of `f32` and of `f64` alike: one register, or a [`Pair`](pair::Pair) of halves, recursively.
+//! 2. Multiply and add are separate instructions. A fused multiply-add rounds once where the portable level rounds twice.
+//! 3. Lanes are folded by one tree, [`fold`], in ordinary code.
+//!
+//! A new instruction set is one file (its registers as [`Vector`]s and a token), one [`Level`], and one line of the
+//! conformance tests at the end of this file.
+
+/// `+`, `-` and `*` of a register, each by its intrinsic.
+macro_rules! operators {
+    ($vector:ident, $add:ident, $sub:ident, $mul:ident) => {
+        operators!($vector: Add, add, $add);
+        operators!($vector: Sub, sub, $sub);
+        operators!($vector: Mul, mul, $mul);
+    };
+    ($vector:ident: $trait:ident, $method:ident, $intrinsic:ident) => {
+        impl std::ops::$trait for $vector {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: a value of this type exists only where the processor has the instruction.
+                $vector(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    };
+}
+/// The tests that every instruction set passes: its vectors do what arrays do, and whole verbs give the bits of the portable
+/// level. `conforms!(level)` in a test module is all it takes.
+#[cfg(test)]
+macro_rules! conforms {
+    ($level:expr) => {
+        use crate::simd::conformance;
+
+        #[test]
+        fn vectors_do_what_arrays_do() {
+            conformance::vectors($level);
+        }
+
+        #[test]
+        fn verbs_give_the_bits_of_the_portable_level() {
+            conformance::verbs::<f32>($level);
+            conformance::verbs::<f64>($level);
+        }
+    };
+}
+#[cfg(test)]
+mod conformance;
+
+mod pair;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+use crate::error::Error;
+use std::ops::{Add, Mul, Sub};
+use std::sync::OnceLock;
+
+/// Lanes of the logical vector.
+pub const LANES: usize = 16;
+
+/// Alignment in bytes that [`Vector::stream`] asks for: one cache line.
+pub(crate) const STREAM_ALIGNMENT: usize = 64;
+
+/// Some lanes of one floating-point type. A value exists only where the processor has its instructions: it is made by the
+/// `unsafe` constructors here, whose callers hold the [`Simd`] token.
+pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// The type of one lane.
+    type Scalar: Copy;
+    /// The same lanes in `f64`.
+    type Wide: Vector<Scalar = f64>;
+    /// How many lanes.
+    const LANES: usize;
+
+    /// All lanes equal to `value`.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `Self`.
+    unsafe fn splat(value: Self::Scalar) -> Self;
+
+    /// `LANES` elements from `p`, at any alignment.
+    ///
+    /// # Safety
+    /// The processor has the instruction set; `p` is readable for `LANES` elements.
+    unsafe fn load(p: *const Self::Scalar) -> Self;
+
+    /// The first `n <= LANES` elements from `p`, zero in the other lanes.
+    ///
+    /// # Safety
+    /// The processor has the instruction set; `p` is readable for `n` elements (no more is read).
+    unsafe fn load_partial(p: *const Self::Scalar, n: usize) -> Self;
+
+    /// Writes all lanes to `p`, at any alignment.
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` elements.
+    unsafe fn store(self, p: *mut Self::Scalar);
+
+    /// Writes the first `n <= LANES` lanes to `p`.
+    ///
+    /// # Safety
+    /// `p` is writable for `n` elements (no more is written).
+    unsafe fn store_partial(self, p: *mut Self::Scalar, n: usize);
+
+    /// Writes all lanes past the cache where the instruction set can; [`Simd::fence`] must follow before others read.
+    ///
+    /// # Safety
+    /// As [`Vector::store`], and `p` is aligned to [`STREAM_ALIGNMENT`] or to the size of the vector, whichever is less.
+    unsafe fn stream(self, p: *mut Self::Scalar);
+
+    /// Each lane in `f64`, exactly.
+    fn widen(self) -> Self::Wide;
+}
+
+/// An instruction set, and the proof that this processor has it: only [`Level::run`] hands one out.
+pub trait Simd: Copy {
+    /// Sixteen `f32`.
+    type F32: Vector<Scalar = f32, Wide = Self::F64>;
+    /// Sixteen `f64`.
+    type F64: Vector<Scalar = f64, Wide = Self::F64>;
+
+    /// Orders streamed stores before whatever follows.
+    fn fence(self);
+}
+
+/// Work that is compiled for every instruction set.
+pub trait Kernel {
+    /// What the work returns.
+    type Output;
+
+    /// Does the work with the instructions of `S`. Implementations are `#[inline(always)]`, so that they become part of a
+    /// function that has the target feature.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Sums the lanes: lane `i` with `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
+#[inline(always)]
+pub(crate) fn fold(mut lanes: [f64; LANES]) -> f64 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// An instruction set by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Portable code, sixteen-element arrays.
+    Scalar,
+    /// x86-64 with AVX2 and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// 64-bit ARM.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Level {
+    /// The levels of this processor, slowest first; `Scalar` is always there.
+    pub fn supported() -> Vec<Level> {
+        let mut levels = vec![Level::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+                levels.push(Level::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                levels.push(Level::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Level::Neon);
+        levels
+    }
+
+    /// The name that `RUSTBN_SIMD` knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
+        }
+    }
+
+    /// The level of this process: what `RUSTBN_SIMD` says, else the best there is. Chosen at the first call.
+    ///
+    /// # Errors
+    /// [`Error::Simd`] if `RUSTBN_SIMD` names a level that this processor does not have.
+    pub fn current() -> Result<Level, Error> {
+        static CHOSEN: OnceLock<Result<Level, Error>> = OnceLock::new();
+        CHOSEN.get_or_init(|| Level::choose(std::env::var("RUSTBN_SIMD").ok().as_deref())).clone()
+    }
+
+    /// The level called `name`, or the best one where no name is given.
+    fn choose(name: Option<&str>) -> Result<Level, Error> {
+        let levels = Level::supported();
+        match name {
+            None | Some("") => Ok(levels[levels.len() - 1]),
+            Some(name) => {
+                levels.iter().copied().find(|level| level.name() == name).ok_or_else(|| {
+                    Error::Simd {
+                        expected: levels
+                            .iter()
+                            .map(|level| level.name())
+                            .collect::<Vec<_>>()
+                            .join(", "),
+                        got: name.to_owned(),
+                    }
+                })
+            }
+        }
+    }
+
+    /// Runs `kernel` with the instructions of this level.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Level::Scalar => kernel.run(scalar::Scalar),
+            // SAFETY: a `Level` other than `Scalar` comes from `Level::supported`, which asked the processor for it.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { avx2::run(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::run(kernel) },
+            // SAFETY: NEON is part of every 64-bit ARM processor that Rust knows.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => unsafe { neon::run(kernel) },
+        }
+    }
+}

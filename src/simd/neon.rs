@@ -1,0 +1,116 @@
+//! NEON: four `f32` or two `f64` a register. It has no masked loads, so a tail goes through a small array.
+
+use super::pair::Pair;
+use super::{Kernel, Simd, Vector};
+use core::arch::aarch64::*;
+
+/// Proof that the processor has NEON.
+#[derive(Clone, Copy)]
+pub struct Neon(());
+
+/// Runs `kernel` compiled for NEON.
+///
+/// # Safety
+/// The processor has NEON.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Neon(()))
+}
+
+impl Simd for Neon {
+    type F32 = Pair<Pair<F32x4>>;
+    type F64 = Pair<Pair<Pair<F64x2>>>;
+
+    #[inline(always)]
+    fn fence(self) {}
+}
+
+/// Four `f32`.
+#[derive(Clone, Copy)]
+pub struct F32x4(float32x4_t);
+
+/// Two `f64`.
+#[derive(Clone, Copy)]
+pub struct F64x2(float64x2_t);
+
+operators!(F32x4, vaddq_f32, vsubq_f32, vmulq_f32);
+operators!(F64x2, vaddq_f64, vsubq_f64, vmulq_f64);
+
+macro_rules! vector {
+    ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr) => {
+        // SAFETY (all of the impl): the caller vouches for NEON and for the elements touched; a tail of `n <= LANES`
+        // elements is copied to or from an array of `LANES`.
+        impl Vector for $vector {
+            type Scalar = $scalar;
+            type Wide = $wide;
+            const LANES: usize = $lanes;
+
+            #[inline(always)]
+            unsafe fn splat(value: $scalar) -> Self {
+                // SAFETY: see the impl.
+                $vector(unsafe { $dup(value) })
+            }
+
+            #[inline(always)]
+            unsafe fn load(p: *const $scalar) -> Self {
+                // SAFETY: see the impl.
+                $vector(unsafe { $load(p) })
+            }
+
+            #[inline(always)]
+            unsafe fn load_partial(p: *const $scalar, n: usize) -> Self {
+                let mut lanes = [0.0; $lanes];
+                // SAFETY: see the impl.
+                unsafe {
+                    p.copy_to_nonoverlapping(lanes.as_mut_ptr(), n);
+                    Self::load(lanes.as_ptr())
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, p: *mut $scalar) {
+                // SAFETY: see the impl.
+                unsafe { $store(p, self.0) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_partial(self, p: *mut $scalar, n: usize) {
+                let mut lanes = [0.0; $lanes];
+                // SAFETY: see the impl.
+                unsafe {
+                    self.store(lanes.as_mut_ptr());
+                    p.copy_from_nonoverlapping(lanes.as_ptr(), n);
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn stream(self, p: *mut $scalar) {
+                // SAFETY: the caller's contract contains that of `store`.
+                unsafe { self.store(p) }
+            }
+
+            #[inline(always)]
+            fn widen(self) -> $wide {
+                // SAFETY: `self` exists, so the processor has NEON.
+                unsafe { $widen(self.0) }
+            }
+        }
+    };
+}
+vector!(F32x4, f32, Pair<F64x2>, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, widen);
+vector!(F64x2, f64, F64x2, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, F64x2);
+
+/// Both halves of four `f32` in `f64`.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn widen(v: float32x4_t) -> Pair<F64x2> {
+    // SAFETY: the caller vouches for NEON.
+    unsafe { Pair(F64x2(vcvt_f64_f32(vget_low_f32(v))), F64x2(vcvt_high_f64_f32(v))) }
+}
+
+#[cfg(test)]
+mod tests {
+    conforms!(super::super::Level::Neon);
+}

@@ -1,0 +1,94 @@
+//! Two vectors as one of twice the lanes: the low half first in memory. Pairs of pairs make sixteen lanes out of any
+//! register.
+
+use super::Vector;
+use std::ops::{Add, Mul, Sub};
+
+/// Two halves, the low lanes first.
+#[derive(Clone, Copy)]
+pub struct Pair<V>(pub V, pub V);
+
+impl<V: Add<Output = V>> Add for Pair<V> {
+    type Output = Self;
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Pair(self.0 + other.0, self.1 + other.1)
+    }
+}
+
+impl<V: Sub<Output = V>> Sub for Pair<V> {
+    type Output = Self;
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Pair(self.0 - other.0, self.1 - other.1)
+    }
+}
+
+impl<V: Mul<Output = V>> Mul for Pair<V> {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Pair(self.0 * other.0, self.1 * other.1)
+    }
+}
+
+// SAFETY (all of the impl): each half is handed its own part of what the caller vouched for: the low half the first
+// `V::LANES` elements, the high half the rest, and of `n` elements at most as many as each holds.
+impl<V: Vector> Vector for Pair<V> {
+    type Scalar = V::Scalar;
+    type Wide = Pair<V::Wide>;
+    const LANES: usize = 2 * V::LANES;
+
+    #[inline(always)]
+    unsafe fn splat(value: V::Scalar) -> Self {
+        // SAFETY: see the impl.
+        let half = unsafe { V::splat(value) };
+        Pair(half, half)
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const V::Scalar) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Pair(V::load(p), V::load(p.add(V::LANES))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const V::Scalar, n: usize) -> Self {
+        let low = n.min(V::LANES);
+        // SAFETY: see the impl; `p + low` is at most one past the `n` readable elements.
+        unsafe { Pair(V::load_partial(p, low), V::load_partial(p.add(low), n - low)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut V::Scalar) {
+        // SAFETY: see the impl.
+        unsafe {
+            self.0.store(p);
+            self.1.store(p.add(V::LANES));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut V::Scalar, n: usize) {
+        let low = n.min(V::LANES);
+        // SAFETY: see the impl; `p + low` is at most one past the `n` writable elements.
+        unsafe {
+            self.0.store_partial(p, low);
+            self.1.store_partial(p.add(low), n - low);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut V::Scalar) {
+        // SAFETY: see the impl; half a vector on from an aligned address is aligned to the size of half a vector.
+        unsafe {
+            self.0.stream(p);
+            self.1.stream(p.add(V::LANES));
+        }
+    }
+
+    #[inline(always)]
+    fn widen(self) -> Self::Wide {
+        Pair(self.0.widen(), self.1.widen())
+    }
+}

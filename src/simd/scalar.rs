@@ -1,0 +1,96 @@
+//! The portable level: arrays of sixteen, left to the compiler. Also the oracle of the others.
+
+use super::{LANES, Simd, Vector};
+use std::ops::{Add, Mul, Sub};
+
+/// The token of portable code, which every processor runs.
+#[derive(Clone, Copy)]
+pub struct Scalar;
+
+impl Simd for Scalar {
+    type F32 = Lanes<f32>;
+    type F64 = Lanes<f64>;
+
+    #[inline(always)]
+    fn fence(self) {}
+}
+
+/// Sixteen lanes as an array.
+#[derive(Clone, Copy)]
+pub struct Lanes<T>([T; LANES]);
+
+macro_rules! operator {
+    ($trait:ident, $method:ident, $op:tt) => {
+        impl<T: Copy + $trait<Output = T>> $trait for Lanes<T> {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(mut self, other: Self) -> Self {
+                for (a, b) in self.0.iter_mut().zip(other.0) {
+                    *a = *a $op b;
+                }
+                self
+            }
+        }
+    };
+}
+operator!(Add, add, +);
+operator!(Sub, sub, -);
+operator!(Mul, mul, *);
+
+// SAFETY (all of the impl): no instruction set is asked for, and no more than the elements that the caller vouched for are
+// touched.
+impl<T> Vector for Lanes<T>
+where
+    T: Copy + Default + Into<f64> + Add<Output = T> + Sub<Output = T> + Mul<Output = T>,
+{
+    type Scalar = T;
+    type Wide = Lanes<f64>;
+    const LANES: usize = LANES;
+
+    #[inline(always)]
+    unsafe fn splat(value: T) -> Self {
+        Lanes([value; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const T) -> Self {
+        // SAFETY: see the impl; an array of `T` at any alignment of its bytes.
+        Lanes(unsafe { p.cast::<[T; LANES]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const T, n: usize) -> Self {
+        let mut lanes = [T::default(); LANES];
+        // SAFETY: see the impl; `n <= LANES`.
+        unsafe { p.copy_to_nonoverlapping(lanes.as_mut_ptr(), n) };
+        Lanes(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut T) {
+        // SAFETY: see the impl.
+        unsafe { p.cast::<[T; LANES]>().write_unaligned(self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut T, n: usize) {
+        // SAFETY: see the impl; `n <= LANES`.
+        unsafe { p.copy_from_nonoverlapping(self.0.as_ptr(), n) };
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut T) {
+        // SAFETY: the caller's contract contains that of `store`.
+        unsafe { self.store(p) };
+    }
+
+    #[inline(always)]
+    fn widen(self) -> Lanes<f64> {
+        Lanes(self.0.map(Into::into))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    conforms!(super::super::Level::Scalar);
+}
