@@ -52,7 +52,7 @@ impl Affine {
         eps: f64,
     ) -> Result<Affine, Error> {
         check("running_var", running_mean.len(), Some(running_var))?;
-        let invstd = running_var.iter().map(|var| 1.0 / (var + eps).sqrt()).collect();
+        let invstd = running_var.iter().map(|&var| invstd(var, eps)).collect();
         Affine::normalising(running_mean.to_vec(), invstd, weight, bias)
     }
 
@@ -94,6 +94,12 @@ fn check(argument: &'static str, expected: usize, vector: Option<&[f64]>) -> Res
         }
         _ => Ok(()),
     }
+}
+
+/// `1 / sqrt(var + eps)`.
+#[inline]
+pub(crate) fn invstd(var: f64, eps: f64) -> f64 {
+    1.0 / (var + eps).sqrt()
 }
 
 /// `value` as the sum of two `R`: the nearest one and what it leaves.

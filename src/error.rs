@@ -116,3 +116,34 @@ pub enum Error {
         got: String,
     },
 }
+
+macro_rules! kinds {
+    ($($kind:ident),+ $(,)?) => {
+        impl Error {
+            /// The names of all kinds of error.
+            pub const KINDS: &'static [&'static str] = &[$(stringify!($kind)),+];
+
+            /// The name of this kind of error.
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(Error::$kind { .. } => stringify!($kind),)+
+                }
+            }
+        }
+    };
+}
+// A variant that is missing here does not compile: the match above would not be exhaustive.
+kinds!(
+    Rank,
+    Axis,
+    Length,
+    Shape,
+    DType,
+    Kind,
+    ReadOnly,
+    Overlap,
+    Range,
+    TooFewValues,
+    Missing,
+    Simd,
+);

@@ -10,6 +10,7 @@
 //!    first, middle and last element, so that one outlier, wherever it stands, is not the pivot.
 //! 3. Sums about one pivot add; parts with different pivots merge by eq. 2.1 of the same paper, in [`Moments::merge`].
 
+use crate::affine;
 use crate::error::Error;
 use crate::view::View;
 
@@ -122,7 +123,7 @@ impl Moments {
         running_mean: &[f64],
         running_var: &[f64],
         momentum: f64,
-    ) -> Result<Option<(Vec<f64>, Vec<f64>)>, Error> {
+    ) -> Result<Option<[Vec<f64>; 2]>, Error> {
         for (argument, vector) in [("running_mean", running_mean), ("running_var", running_var)] {
             if vector.len() != self.mean.len() {
                 return Err(Error::Length {
@@ -147,7 +148,7 @@ impl Moments {
                         .map(|(running, batch)| (1.0 - momentum) * running + momentum * batch)
                         .collect()
                 };
-                Ok(Some((toward(running_mean, &self.mean), toward(running_var, &self.var(1.0)))))
+                Ok(Some([toward(running_mean, &self.mean), toward(running_var, &self.var(1.0))]))
             }
         }
     }
@@ -166,10 +167,10 @@ pub(crate) fn mean_and_m2(count: u64, pivot: f64, sums: [f64; 2]) -> (f64, f64) 
     (pivot + shift, if m2 < 0.0 { 0.0 } else { m2 })
 }
 
-/// `1 / sqrt(m2 / count + eps)`.
+/// `1 / sqrt(var + eps)` with the biased variance.
 #[inline]
 pub(crate) fn invstd(count: u64, m2: f64, eps: f64) -> f64 {
-    1.0 / (m2 / count as f64 + eps).sqrt()
+    affine::invstd(m2 / count as f64, eps)
 }
 
 /// A pivot for a channel out of three of its members: their median, or 0 where one is not finite (the channel's statistics
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn running_statistics() {
         let batch = of(&[0.0, 4.0]);
-        let (mean, var) = batch.updated_running(&[1.0], &[1.0], 0.25).unwrap().unwrap();
+        let [mean, var] = batch.updated_running(&[1.0], &[1.0], 0.25).unwrap().unwrap();
         assert_eq!((mean[0], var[0]), (0.75 + 0.5, 0.75 + 2.0));
         assert!(
             Moments::new(0, vec![0.0], vec![0.0])

@@ -68,7 +68,8 @@ pub(crate) unsafe fn map<M: Map>(
 /// Both sweeps: the sums of a channel, its coefficients by `finish(channel, centre, sums)`, its outputs.
 ///
 /// # Safety
-/// As for [`reduce`] and [`map`]; if the output is one of the inputs, only of `map`.
+/// As for [`reduce`] and [`map`]. The output may be an input of both: a channel's sums are complete before the first of its
+/// outputs is written.
 pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
     plan: &Plan,
     level: Level,

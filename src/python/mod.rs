@@ -1,1 +1,38 @@
+//! The only place with Python: arrays become views and pointers, errors become exceptions, verbs become functions.
+//!
+//! [`array`] is the border. Everything about an argument is checked there, before the first write; behind it there are views,
+//! pointers and vectors of `f64`. Around the one call into the engine the interpreter is released, where the work is
+//! large enough for that to pay.
 
+mod array;
+mod context;
+mod errors;
+mod functions;
+mod nouns;
+mod run;
+
+/// The extension module `rustbn._rustbn`.
+#[pyo3::pymodule]
+mod _rustbn {
+    #[pymodule_export]
+    use super::context::Context;
+    #[pymodule_export]
+    use super::errors::error_kinds;
+    #[pymodule_export]
+    use super::functions::{
+        backward_apply, backward_reduce, batch_norm, batch_norm_backward, batch_norm_forward,
+        moments,
+    };
+    #[pymodule_export]
+    use super::nouns::{Affine, GradSums, Moments};
+    #[pymodule_export]
+    use super::run::{get_num_threads, set_num_threads, simd_level, simd_levels};
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("Gradients", super::context::gradients_type(module.py())?)?;
+        module.add("context_threads", super::run::context_threads(module.py())?)
+    }
+}

@@ -1,0 +1,51 @@
+"""Batch normalization for NumPy arrays, forward and backward, at the speed of memory.
+
+Functions (`rustbn.functional`): `batch_norm` is ``torch.nn.functional.batch_norm`` for NumPy arrays of
+any layout; `batch_norm_forward` and `batch_norm_backward` train; `moments`, `Affine`, `backward_reduce`
+and `backward_apply` are the halves they are made of.
+
+Modules (`rustbn.modules`): `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` behave like PyTorch's; `BatchNorm`
+takes any number of dimensions.
+
+Results are the same bits for any number of threads and with any instruction set.
+"""
+
+from rustbn._config import get_num_threads, set_num_threads, show_config, threads
+from rustbn._rustbn import __version__
+from rustbn.functional import (
+    Affine,
+    Context,
+    GradSums,
+    Gradients,
+    Moments,
+    backward_apply,
+    backward_reduce,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+    moments,
+)
+from rustbn.modules import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__all__ = [
+    "Affine",
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Context",
+    "GradSums",
+    "Gradients",
+    "Moments",
+    "__version__",
+    "backward_apply",
+    "backward_reduce",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "get_num_threads",
+    "moments",
+    "set_num_threads",
+    "show_config",
+    "threads",
+]

@@ -1,0 +1,74 @@
+"""Threads, instruction set, and what this installation is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import index
+from typing import TextIO
+
+import numpy as np
+
+from rustbn import _rustbn
+
+__all__ = ["config", "get_num_threads", "set_num_threads", "show_config", "threads"]
+
+get_num_threads = _rustbn.get_num_threads
+set_num_threads = _rustbn.set_num_threads
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Use up to `n` threads for the calls of this context.
+
+    The number is kept in a context variable: it holds in this thread (or asyncio task) and in what
+    it calls, and nowhere else.
+
+    Parameters
+    ----------
+    n : int
+        At least 1; may exceed the number of processors.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not positive.
+
+    Examples
+    --------
+    >>> import rustbn
+    >>> with rustbn.threads(3):
+    ...     rustbn.get_num_threads()
+    3
+    """
+    if index(n) < 1:
+        raise ValueError(f"n must be a positive whole number, got {n}")
+    token = _rustbn.context_threads.set(index(n))
+    try:
+        yield
+    finally:
+        _rustbn.context_threads.reset(token)
+
+
+def config() -> dict[str, str]:
+    """Facts about this installation, by name, as `show_config` prints them."""
+    return {
+        "rustbn": _rustbn.__version__,
+        "SIMD level": f"{_rustbn.simd_level()} (of {', '.join(_rustbn.simd_levels())})",
+        "threads": str(get_num_threads()),
+        "NumPy": np.__version__,
+        "Python": sys.version.split()[0],
+    }
+
+
+def show_config(file: TextIO | None = None) -> None:
+    """Print version, SIMD level, number of threads and NumPy version.
+
+    Parameters
+    ----------
+    file : file, optional
+        Where to print; standard output if absent.
+    """
+    for name, value in config().items():
+        print(f"{name:<11} {value}", file=file)

@@ -1,0 +1,137 @@
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+context_threads: ContextVar[int | None]
+
+# Arrays of float32 or float64, or objects with `__array__` that give one.
+_Array: TypeAlias = Any
+_Float: TypeAlias = SupportsFloat | SupportsIndex
+
+class Gradients(NamedTuple):
+    dx: NDArray[Any] | None
+    dweight: NDArray[Any] | None
+    dbias: NDArray[Any] | None
+    dresidual: NDArray[Any] | None
+
+@final
+class Moments:
+    def __new__(cls, count: int, mean: _Array, m2: _Array) -> Moments: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def mean(self) -> NDArray[np.float64]: ...
+    @property
+    def m2(self) -> NDArray[np.float64]: ...
+    def merge(self, other: Moments) -> Moments: ...
+    def var(self, ddof: _Float = 0) -> NDArray[np.float64]: ...
+    def invstd(self, eps: _Float = 1e-5) -> NDArray[np.float64]: ...
+    def update_running(
+        self, running_mean: _Array, running_var: _Array, momentum: _Float
+    ) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class GradSums:
+    def __new__(cls, sum_dy: _Array, sum_dy_xmu: _Array) -> GradSums: ...
+    @property
+    def sum_dy(self) -> NDArray[np.float64]: ...
+    @property
+    def sum_dy_xmu(self) -> NDArray[np.float64]: ...
+    def __add__(self, other: GradSums, /) -> GradSums: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class Affine:
+    def __new__(cls, mean: _Array, scale: _Array, bias: _Array) -> Affine: ...
+    @staticmethod
+    def from_moments(
+        moments: Moments,
+        weight: _Array | None = None,
+        bias: _Array | None = None,
+        eps: _Float = 1e-5,
+    ) -> Affine: ...
+    @staticmethod
+    def from_running(
+        running_mean: _Array,
+        running_var: _Array,
+        weight: _Array | None = None,
+        bias: _Array | None = None,
+        eps: _Float = 1e-5,
+    ) -> Affine: ...
+    @property
+    def mean(self) -> NDArray[np.float64]: ...
+    @property
+    def scale(self) -> NDArray[np.float64]: ...
+    @property
+    def bias(self) -> NDArray[np.float64]: ...
+    def __call__(
+        self, x: _Array, *, axis: int = 1, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class Context:
+    @property
+    def moments(self) -> Moments | None: ...
+    @property
+    def affine(self) -> Affine: ...
+
+def batch_norm(
+    x: _Array,
+    running_mean: _Array | None = None,
+    running_var: _Array | None = None,
+    weight: _Array | None = None,
+    bias: _Array | None = None,
+    training: bool = False,
+    momentum: _Float = 0.1,
+    eps: _Float = 1e-5,
+    *,
+    axis: int = 1,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def batch_norm_forward(
+    x: _Array,
+    running_mean: _Array | None = None,
+    running_var: _Array | None = None,
+    weight: _Array | None = None,
+    bias: _Array | None = None,
+    training: bool = True,
+    momentum: _Float = 0.1,
+    eps: _Float = 1e-5,
+    *,
+    axis: int = 1,
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], Context]: ...
+def batch_norm_backward(
+    dy: _Array,
+    ctx: Context,
+    *,
+    out: NDArray[Any] | None = None,
+    needs: Iterable[str] = ("x", "weight", "bias", "residual"),
+) -> Gradients: ...
+def moments(x: _Array, *, axis: int = 1) -> Moments: ...
+def backward_reduce(dy: _Array, x: _Array, moments: Moments, *, axis: int = 1) -> GradSums: ...
+def backward_apply(
+    dy: _Array,
+    x: _Array,
+    moments: Moments,
+    grad_sums: GradSums,
+    weight: _Array | None = None,
+    eps: _Float = 1e-5,
+    *,
+    axis: int = 1,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def get_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def simd_level() -> str: ...
+def simd_levels() -> list[str]: ...
+def error_kinds() -> list[str]: ...

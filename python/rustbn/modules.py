@@ -1,0 +1,684 @@
+"""Batch normalization as modules that own parameters, gradients and running statistics.
+
+A module is state around three functions of :mod:`rustbn.functional`: `batch_norm_forward` where
+gradients may follow, `batch_norm` where they cannot, `batch_norm_backward`. It does no arithmetic
+on activations. Every method lets the function raise first and changes the module afterwards, so
+an exception leaves the module as it was.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from rustbn.functional import (
+    Affine,
+    Context,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+)
+
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "IncompatibleKeys"]
+
+_FloatArray = NDArray[np.floating[Any]]
+
+_PARAMETERS = ("weight", "bias")
+_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_AXES_BUT_CHANNELS = {2: ("N",), 3: ("N", "L"), 4: ("N", "H", "W"), 5: ("N", "D", "H", "W")}
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` did not find and did not use; both empty when strict."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class BatchNorm:
+    """Batch normalization of arrays of any rank from 2.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels: the length of `x` along `axis`.
+    eps : float, default 1e-5
+        Added to the variance before the square root. Positive where batch statistics are used.
+    momentum : float or None, default 0.1
+        Weight of the new batch in the running statistics (the PyTorch direction). None makes them
+        the average over all batches seen since the last reset.
+    affine : bool, default True
+        Whether there are a learnable `weight` and `bias`.
+    track_running_stats : bool, default True
+        Whether there are running statistics. Without them, eval uses the batch's own statistics.
+    bias : bool, default True
+        False leaves out `bias` and keeps `weight`. Without `affine` there is neither.
+    axis : int, default 1
+        Channel axis of `x`, negative from the end: -1 for channels last.
+    dtype : float32 or float64, default float32
+        Of the parameters, gradients and running statistics. It need not be that of `x`.
+
+    Attributes
+    ----------
+    weight, bias : numpy.ndarray of shape (C,) or None
+        Scale and shift, ones and zeros at first. May be changed in place or replaced.
+    weight_grad, bias_grad : numpy.ndarray of shape (C,) or None
+        Gradients that `backward` adds into, in place; zeros at first.
+    running_mean, running_var : numpy.ndarray of shape (C,) or None
+        Running statistics, zeros and ones at first, updated in place by a training forward.
+    num_batches_tracked : int or None
+        Number of training forwards since the last reset.
+    training : bool
+        Whether forward uses batch statistics and updates the running ones; see `train`.
+    frozen : bool
+        Whether the module is frozen; see `freeze`. Read-only.
+    num_features, eps, momentum, affine, track_running_stats, axis, dtype
+        As given.
+
+    Raises
+    ------
+    TypeError
+        If `num_features` or `axis` is not an integer, or `dtype` neither float32 nor float64.
+    ValueError
+        If `num_features` is not positive.
+
+    See Also
+    --------
+    BatchNorm1d, BatchNorm2d, BatchNorm3d : The same, refusing inputs of another rank.
+    rustbn.functional.batch_norm : The function, without state.
+
+    Notes
+    -----
+    With m values per channel, of mean ``mean`` and biased variance ``var`` (over m), a training
+    forward computes, per channel ([1]_, algorithm 1)::
+
+        xhat = (x - mean) / sqrt(var + eps)
+        y = xhat * weight + bias
+
+    and updates the running statistics, the variance as the unbiased one, as in [1]_, algorithm 2::
+
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var = (1 - momentum) * running_var + momentum * var * m / (m - 1)
+
+    where ``momentum=None`` stands for ``1 / num_batches_tracked``, this batch counted. Backward is
+    the gradient through ``mean`` and ``var`` too ([1]_, section 3)::
+
+        dbias = sum(dy)
+        dweight = sum(dy * xhat)
+        dx = weight / sqrt(var + eps) * (dy - dbias / m - xhat * dweight / m)
+
+    In eval and when frozen the running statistics stand for ``mean`` and ``var``. They are
+    constants, so a frozen module's ``dx = weight / sqrt(running_var + eps) * dy``.
+
+    A training or frozen forward keeps a reference to `x`, not a copy, until the next forward:
+    changing `x` in place before `backward` changes the gradients.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+       Reducing Internal Covariate Shift", ICML 2015, https://arxiv.org/abs/1502.03167
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rustbn import BatchNorm
+    >>> bn = BatchNorm(2)
+    >>> x = np.array([[1.0, 10.0], [3.0, 50.0]], dtype=np.float32)
+    >>> bn(x).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> bn.running_mean, bn.running_var
+    (array([0.2, 3. ], dtype=float32), array([ 1.1, 80.9], dtype=float32))
+    >>> bn.num_batches_tracked
+    1
+
+    Gradients of the parameters add up until they are zeroed:
+
+    >>> dx = bn.backward(np.array([[0.0, 1.0], [2.0, 1.0]], dtype=np.float32))
+    >>> bn.bias_grad
+    array([2., 2.], dtype=float32)
+    >>> for (name, parameter), (_, gradient) in zip(bn.named_parameters(), bn.named_grads()):
+    ...     parameter -= 0.1 * gradient
+    >>> bn.zero_grad()
+    >>> bn.bias
+    array([-0.2, -0.2], dtype=float32)
+    """
+
+    # The ranks x may have; empty: any that the functions take.
+    _ranks: ClassVar[tuple[int, ...]] = ()
+
+    # What backward needs of the latest forward. The class's value stands in for instances made by
+    # copying or unpickling, whose state holds no activations.
+    _context: Context | None = None
+
+    weight: _FloatArray | None
+    bias: _FloatArray | None
+    weight_grad: _FloatArray | None
+    bias_grad: _FloatArray | None
+    running_mean: _FloatArray | None
+    running_var: _FloatArray | None
+    num_batches_tracked: int | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = True,
+        axis: int = 1,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.num_features = _integer("num_features", num_features)
+        if self.num_features < 1:
+            raise ValueError(f"num_features must be positive, got {num_features}")
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.axis = _integer("axis", axis)
+        self.dtype = _parameter_dtype(dtype)
+        self.training = True
+        self._frozen = False
+
+        def filled(there: bool, value: float) -> _FloatArray | None:
+            return np.full(self.num_features, value, self.dtype) if there else None
+
+        self.weight = filled(self.affine, 1.0)
+        self.weight_grad = filled(self.affine, 0.0)
+        self.bias = filled(self.affine and bias, 0.0)
+        self.bias_grad = filled(self.affine and bias, 0.0)
+        self.running_mean = filled(self.track_running_stats, 0.0)
+        self.running_var = filled(self.track_running_stats, 1.0)
+        self.num_batches_tracked = 0 if self.track_running_stats else None
+
+    def __call__(self, x: ArrayLike, *, out: _FloatArray | None = None) -> _FloatArray:
+        """Return `forward(x, out=out)`."""
+        return self.forward(x, out=out)
+
+    def forward(self, x: ArrayLike, *, out: _FloatArray | None = None) -> _FloatArray:
+        """Normalise `x`, by the batch's statistics in training, else by the running ones.
+
+        Parameters
+        ----------
+        x : array of shape (N, C, ...), channels along `axis`
+            float32 or float64, any strides.
+        out : numpy.ndarray, optional
+            Array of x's shape and dtype to write to and return. It may be `x` itself in eval, and
+            may not overlap `x` in training or when frozen, where backward needs `x`.
+
+        Returns
+        -------
+        numpy.ndarray
+            y, of x's shape, dtype and memory order. An empty training batch gives an empty y,
+            leaves the running statistics alone and counts in `num_batches_tracked`.
+
+        Raises
+        ------
+        ValueError
+            If `x` has a rank this class does not take, does not have `num_features` channels, or
+            has a single value per channel where batch statistics are used; if `eps` is not
+            positive there (not negative elsewhere); if `out` does not fit.
+        TypeError
+            If the dtype of `x` or `out` is not supported.
+        numpy.exceptions.AxisError
+            If `x` has no such `axis`.
+        """
+        if self._ranks and np.ndim(x) not in self._ranks:
+            raise self._rank_error(np.ndim(x))
+
+        training = self.training and not self._frozen
+        running_mean, running_var = self.running_mean, self.running_var
+        batches, momentum = self.num_batches_tracked, 0.0
+        if training and self.track_running_stats:
+            batches = (batches or 0) + 1
+            momentum = 1.0 / batches if self.momentum is None else self.momentum
+        elif training:
+            running_mean = running_var = None
+
+        context: Context | None
+        if training or self._frozen:
+            y, context = batch_norm_forward(
+                x,
+                running_mean,
+                running_var,
+                self.weight,
+                self.bias,
+                training,
+                momentum,
+                self.eps,
+                axis=self.axis,
+                out=out,
+            )
+        else:
+            context = None
+            y = batch_norm(
+                x,
+                running_mean,
+                running_var,
+                self.weight,
+                self.bias,
+                running_mean is None and running_var is None,
+                momentum,
+                self.eps,
+                axis=self.axis,
+                out=out,
+            )
+        self._context = context
+        if training:
+            self.num_batches_tracked = batches
+        return y
+
+    def backward(self, dy: ArrayLike, *, out: _FloatArray | None = None) -> _FloatArray:
+        """Return the gradient for the latest forward's `x`, and add those of the parameters.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the loss by y, of y's shape and dtype.
+        out : numpy.ndarray, optional
+            Array of x's shape and dtype to write dx to and return. It may be `dy` itself.
+
+        Returns
+        -------
+        numpy.ndarray
+            dx, of x's shape and dtype.
+
+        Raises
+        ------
+        RuntimeError
+            If the latest forward was not a training or frozen one, or there was none.
+        ValueError
+            If `dy` has another shape than y, or `out` does not fit.
+        TypeError
+            If `dy` or `out` has another dtype than y.
+
+        Notes
+        -----
+        May be called several times after one forward; each call adds into `weight_grad` and
+        `bias_grad`.
+        """
+        context = self._context
+        if context is None:
+            raise RuntimeError(
+                "backward needs a training or frozen forward before it: the latest forward was in "
+                "eval mode, or there was none since the module was made, copied or unpickled"
+            )
+        dx, dweight, dbias, _ = batch_norm_backward(dy, context, out=out)
+        if dweight is not None:
+            if self.weight_grad is None:
+                self.weight_grad = dweight
+            else:
+                self.weight_grad += dweight
+        if dbias is not None:
+            if self.bias_grad is None:
+                self.bias_grad = dbias
+            else:
+                self.bias_grad += dbias
+        assert dx is not None  # it was asked for
+        return dx
+
+    def zero_grad(self) -> None:
+        """Set `weight_grad` and `bias_grad` to zero, in place."""
+        for gradient in (self.weight_grad, self.bias_grad):
+            if gradient is not None:
+                gradient.fill(0.0)
+
+    def named_parameters(self) -> Iterator[tuple[str, _FloatArray]]:
+        """Yield ("weight", weight) and ("bias", bias), leaving out what is None."""
+        for name in _PARAMETERS:
+            parameter = getattr(self, name)
+            if parameter is not None:
+                yield name, parameter
+
+    def named_grads(self) -> Iterator[tuple[str, _FloatArray]]:
+        """Yield the gradients under the names and in the order of `named_parameters`."""
+        for name, _ in self.named_parameters():
+            gradient = getattr(self, f"{name}_grad")
+            if gradient is not None:
+                yield name, gradient
+
+    @property
+    def frozen(self) -> bool:
+        """Whether forward uses the running statistics whatever `training` says."""
+        return self._frozen
+
+    def train(self, mode: bool = True) -> Self:
+        """Choose training (batch statistics) or, with False, eval (running ones); return self."""
+        if not isinstance(mode, bool | np.bool_):
+            raise TypeError(f"mode must be a bool, got {type(mode).__name__}")
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Do what `train(False)` does."""
+        return self.train(False)
+
+    def freeze(self) -> Self:
+        """Normalise with the running statistics, leave them alone, and let gradients flow.
+
+        Holds whatever `train` and `eval` say, until `unfreeze`: how batch norm is kept fixed while
+        the network around it is fine-tuned. `weight` and `bias` still get gradients.
+
+        Returns
+        -------
+        BatchNorm
+            self
+
+        Raises
+        ------
+        RuntimeError
+            If the module has no running statistics.
+        """
+        self._running_statistics("freeze")
+        self._frozen = True
+        return self
+
+    def unfreeze(self) -> Self:
+        """Undo `freeze`, so that `training` decides again; return self."""
+        self._frozen = False
+        return self
+
+    def affine_transform(self) -> Affine:
+        """Return what this module is at inference, ``(x - mean) * scale + bias`` per channel.
+
+        Returns
+        -------
+        Affine
+            Of the running statistics and parameters as they are now; it does not follow them.
+
+        Raises
+        ------
+        RuntimeError
+            If the module has no running statistics.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rustbn import BatchNorm
+        >>> bn = BatchNorm(2, eps=0.0).eval()
+        >>> bn.running_var[:] = [4.0, 16.0]
+        >>> bn.affine_transform().scale
+        array([0.5 , 0.25])
+        """
+        running_mean, running_var = self._running_statistics("affine_transform")
+        return Affine.from_running(running_mean, running_var, self.weight, self.bias, self.eps)
+
+    def reset_running_stats(self) -> None:
+        """Set `running_mean` to 0, `running_var` to 1, `num_batches_tracked` to 0, in place."""
+        if self.running_mean is None and self.running_var is None:
+            return
+        running_mean, running_var = self._own("running_mean"), self._own("running_var")
+        running_mean.fill(0.0)
+        running_var.fill(1.0)
+        self.num_batches_tracked = 0
+
+    def reset_parameters(self) -> None:
+        """Set `weight` to 1 and `bias` to 0, in place, and reset the running statistics."""
+        parameters = {name: self._own(name) for name, _ in self.named_parameters()}
+        self.reset_running_stats()
+        for name, parameter in parameters.items():
+            parameter.fill(1.0 if name == "weight" else 0.0)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the parameters and running statistics, under PyTorch's names.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            "weight", "bias", "running_mean", "running_var" and "num_batches_tracked" (a 0-d int64
+            array), leaving out what is None. Fit for `numpy.savez`, and, through
+            `torch.from_numpy`, for a PyTorch module.
+        """
+        state = {}
+        for name in _STATE:
+            value = getattr(self, name)
+            if value is not None:
+                state[name] = np.array(value, np.int64 if name == "num_batches_tracked" else None)
+        return state
+
+    def load_state_dict(
+        self, d: Mapping[str, Any], strict: bool = True, prefix: str = ""
+    ) -> IncompatibleKeys:
+        """Copy parameters and running statistics from `d` into the module's own arrays.
+
+        Parameters
+        ----------
+        d : mapping of str to array
+            NumPy arrays or CPU tensors under the names of `state_dict`. The vectors may be of any
+            floating dtype. Without a `num_batches_tracked` beside its running statistics (as in
+            checkpoints of PyTorch before 0.4.1), the count is 0.
+        strict : bool, default True
+            Whether missing and unexpected entries are errors; else they are left as they are.
+        prefix : str, default ""
+            What the names start with in `d`, such as "layer1.0.bn1."; other entries are ignored.
+
+        Returns
+        -------
+        IncompatibleKeys
+            Named tuple of `missing_keys` and `unexpected_keys`, with the prefix.
+
+        Raises
+        ------
+        KeyError
+            If `strict`, and an entry is missing, or starts with `prefix` and is none of ours.
+        ValueError
+            If an entry has the wrong shape, the count is negative, or an array of the module is
+            not writeable.
+        TypeError
+            If an entry cannot be made an array, or has the wrong dtype.
+
+        Notes
+        -----
+        All or nothing: after an exception the module is as it was.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rustbn import BatchNorm
+        >>> checkpoint = {
+        ...     "bn1.running_mean": np.array([1.0, 2.0]),
+        ...     "bn1.running_var": np.array([3.0, 4.0]),
+        ...     "fc.weight": np.zeros((10, 2)),
+        ... }
+        >>> bn = BatchNorm(2, affine=False)
+        >>> bn.load_state_dict(checkpoint, prefix="bn1.")
+        IncompatibleKeys(missing_keys=[], unexpected_keys=[])
+        >>> bn.running_var
+        array([3., 4.], dtype=float32)
+        """
+        if not isinstance(d, Mapping):
+            raise TypeError(f"d must be a mapping of names to arrays, got {type(d).__name__}")
+        own = [name for name in _STATE if getattr(self, name) is not None]
+        given = [k.removeprefix(prefix) for k in map(str, d) if k.startswith(prefix)]
+        found = [name for name in own if name in given]
+        missing = [prefix + n for n in own if n not in given and n != "num_batches_tracked"]
+        unexpected = [prefix + name for name in given if name not in own]
+        if strict and (missing or unexpected):
+            raise KeyError(f"d has missing entries {missing} and unexpected entries {unexpected}")
+
+        # Everything that can fail comes before the first copy.
+        batches = self.num_batches_tracked
+        if "running_mean" in found or "running_var" in found:
+            batches = 0
+        vectors = []
+        for name in found:
+            value = _as_array(prefix + name, d[prefix + name])
+            if name == "num_batches_tracked":
+                batches = _batches(prefix + name, value)
+            else:
+                target = self._own(name)
+                vectors.append((target, _vector(prefix + name, value, target)))
+
+        for target, vector in vectors:
+            np.copyto(target, vector)
+        self.num_batches_tracked = batches
+        return IncompatibleKeys(missing, unexpected)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to copy or pickle: everything but the activations."""
+        state = self.__dict__.copy()
+        state.pop("_context", None)
+        return state
+
+    def __repr__(self) -> str:
+        """Return the class and its arguments, those after PyTorch's five where not the default."""
+        options = ""
+        if self.affine and self.bias is None:
+            options += ", bias=False"
+        if self.axis != 1:
+            options += f", axis={self.axis}"
+        if self.dtype != np.float32:
+            options += f", dtype={self.dtype}"
+        return (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}{options})"
+        )
+
+    def _rank_error(self, rank: int) -> ValueError:
+        ranks = " or ".join(str(r) for r in self._ranks)
+        layouts = []
+        for r in self._ranks:
+            names = list(_AXES_BUT_CHANNELS[r])
+            names.insert(self.axis % r, "C")
+            layouts.append(f"({', '.join(names)})")
+        return ValueError(f"x must have {ranks} dimensions {' or '.join(layouts)}, got {rank}")
+
+    def _running_statistics(self, what: str) -> tuple[_FloatArray, _FloatArray]:
+        if self.running_mean is None or self.running_var is None:
+            raise RuntimeError(
+                f"{what} needs running statistics, which this module does not have: "
+                f"track_running_stats is {self.track_running_stats}"
+            )
+        return self.running_mean, self.running_var
+
+    def _own(self, name: str) -> _FloatArray:
+        """Return one of the module's arrays for writing; users may have put anything there."""
+        array = getattr(self, name)
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"the module's {name} must be an array, got {type(array).__name__}")
+        if not array.flags.writeable:
+            raise ValueError(f"the module's {name} must be writeable, got a read-only array")
+        return array
+
+
+class BatchNorm1d(BatchNorm):
+    """Batch normalization of (N, C) or (N, C, L) arrays; all else as in `BatchNorm`.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels: the length of `x` along `axis`.
+    eps, momentum, affine, track_running_stats, bias, axis, dtype
+        As in `BatchNorm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rustbn import BatchNorm1d
+    >>> BatchNorm1d(4)(np.zeros((2, 4, 5, 5), np.float32))
+    Traceback (most recent call last):
+    ValueError: x must have 2 or 3 dimensions (N, C) or (N, C, L), got 4
+    """
+
+    _ranks = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """Batch normalization of (N, C, H, W) arrays; all else as in `BatchNorm`.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels: the length of `x` along `axis`.
+    eps, momentum, affine, track_running_stats, bias, axis, dtype
+        As in `BatchNorm`; ``axis=-1`` for (N, H, W, C) arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rustbn import BatchNorm2d
+    >>> bn = BatchNorm2d(64, axis=-1)
+    >>> bn
+    BatchNorm2d(64, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, axis=-1)
+    >>> bn(np.zeros((2, 7, 7, 64), np.float32)).shape
+    (2, 7, 7, 64)
+    """
+
+    _ranks = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """Batch normalization of (N, C, D, H, W) arrays; all else as in `BatchNorm`.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels: the length of `x` along `axis`.
+    eps, momentum, affine, track_running_stats, bias, axis, dtype
+        As in `BatchNorm`; ``axis=-1`` for (N, D, H, W, C) arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rustbn import BatchNorm3d
+    >>> BatchNorm3d(3)(np.zeros((2, 3, 4, 5, 6), np.float32)).shape
+    (2, 3, 4, 5, 6)
+    """
+
+    _ranks = (5,)
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got bool")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+
+
+def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
+    # NumPy reads None as float64, PyTorch as float32: refuse to guess.
+    try:
+        found = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        found = None
+    for supported in (np.float32, np.float64):
+        if found == supported:
+            return np.dtype(supported)
+    raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
+
+
+def _as_array(key: str, value: Any) -> NDArray[Any]:
+    if hasattr(value, "detach"):  # a tensor, which may require grad and then refuses NumPy
+        value = value.detach()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{key} must be a NumPy array or a CPU tensor: {error}") from error
+
+
+def _batches(key: str, value: NDArray[Any]) -> int:
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{key} must have an integer dtype, got {value.dtype}")
+    if value.shape != ():
+        raise ValueError(f"{key} must have shape (), got {value.shape}")
+    if value < 0:
+        raise ValueError(f"{key} must not be negative, got {value}")
+    return int(value)
+
+
+def _vector(key: str, value: NDArray[Any], like: _FloatArray) -> _FloatArray:
+    if value.dtype.kind != "f":
+        raise TypeError(f"{key} must have a floating dtype, got {value.dtype}")
+    if value.shape != like.shape:
+        raise ValueError(f"{key} must have shape {like.shape}, got {value.shape}")
+    return value.astype(like.dtype)  # a copy: d may hold the module's own arrays

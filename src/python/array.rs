@@ -1,0 +1,505 @@
+//! The border: NumPy arrays in, views and pointers out.
+//!
+//! dtype, strides, flags and data pointer are read from the untyped array. The borrow guards of rust-numpy are not used: they
+//! take a process-wide lock, and they know nothing of memory shared with other libraries. Instead strong references are
+//! held while the engine runs, and overlap between what is written and what is read is ruled out here by NumPy's own
+//! rule. A caller who writes to an array from another thread while the engine reads it gets what such a caller gets from
+//! NumPy.
+
+use crate::error::Error;
+use crate::view::View;
+use numpy::npyffi::flags::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
+use numpy::npyffi::{NPY_ORDER, NPY_TYPES, PY_ARRAY_API};
+use numpy::prelude::*;
+use numpy::{PyArray1, PyArrayDescr, PyUntypedArray};
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+use std::fmt::Write as _;
+
+/// The element types of arrays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DType {
+    /// float32.
+    F32,
+    /// float64.
+    F64,
+}
+
+/// Runs `$body` with `$element` standing for the Rust type of a [`DType`].
+macro_rules! with_element {
+    ($dtype:expr, $element:ident => $body:expr) => {
+        match $dtype {
+            $crate::python::array::DType::F32 => {
+                type $element = f32;
+                $body
+            }
+            $crate::python::array::DType::F64 => {
+                type $element = f64;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_element;
+
+const FLOATS: &str = "float32 or float64";
+
+impl DType {
+    fn of(array: &Bound<'_, PyUntypedArray>) -> Option<DType> {
+        let num = array.dtype().num();
+        if num == NPY_TYPES::NPY_FLOAT as i32 {
+            Some(DType::F32)
+        } else if num == NPY_TYPES::NPY_DOUBLE as i32 {
+            Some(DType::F64)
+        } else {
+            None
+        }
+    }
+
+    fn descriptor(self, py: Python<'_>) -> Bound<'_, PyArrayDescr> {
+        with_element!(self, E => numpy::dtype::<E>(py))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "float32",
+            DType::F64 => "float64",
+        }
+    }
+
+    /// Bytes of an element.
+    pub(super) fn itemsize(self) -> usize {
+        with_element!(self, E => size_of::<E>())
+    }
+}
+
+/// A shape as Python prints it.
+fn tuple(shape: &[usize]) -> String {
+    match shape {
+        [n] => format!("({n},)"),
+        _ => {
+            let mut text = String::from("(");
+            for (i, n) in shape.iter().enumerate() {
+                let _ = write!(text, "{}{n}", if i > 0 { ", " } else { "" });
+            }
+            text + ")"
+        }
+    }
+}
+
+fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntypedArray>) -> Error {
+    Error::DType { argument, expected: expected.to_owned(), got: array.dtype().to_string() }
+}
+
+fn kind_error(argument: &'static str, expected: &'static str, any: &Bound<'_, PyAny>) -> PyErr {
+    let got = any.get_type().name().map_or_else(|_| String::from("?"), |name| name.to_string());
+    Error::Kind { argument, expected, got }.into()
+}
+
+/// `any` as an array: itself, or what `numpy.asarray` makes of an object with `__array__`.
+fn as_array<'py>(
+    any: &Bound<'py, PyAny>,
+    argument: &'static str,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    if let Ok(array) = any.cast::<PyUntypedArray>() {
+        return Ok(array.clone());
+    }
+    if any.is_instance_of::<PyType>() || !any.hasattr("__array__")? {
+        return Err(kind_error(argument, "a NumPy array", any));
+    }
+    let array = any.py().import("numpy")?.call_method1("asarray", (any,))?;
+    array.cast_into().map_err(|_| kind_error(argument, "a NumPy array", any))
+}
+
+fn flags(array: &Bound<'_, PyUntypedArray>) -> i32 {
+    // SAFETY: the object is alive, and its fields are read with the interpreter held.
+    unsafe { (*array.as_array_ptr()).fields.flags }
+}
+
+fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+    // SAFETY: as above.
+    unsafe { (*array.as_array_ptr()).fields.data.cast() }
+}
+
+/// Whether elements can be read where they are: aligned, in the machine's byte order.
+fn is_plain(array: &Bound<'_, PyUntypedArray>) -> bool {
+    flags(array) & NPY_ARRAY_ALIGNED != 0 && is_native(array)
+}
+
+fn is_native(array: &Bound<'_, PyUntypedArray>) -> bool {
+    array.dtype().is_native_byteorder().unwrap_or(false)
+}
+
+fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
+    flags(array) & NPY_ARRAY_WRITEABLE != 0
+}
+
+/// A new array of `prototype`'s shape, dense, its axes in the order of the prototype's memory, from NumPy's allocator.
+fn new_like<'py>(
+    prototype: &Bound<'py, PyUntypedArray>,
+    dtype: DType,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let py = prototype.py();
+    // SAFETY: the prototype is an array; the call takes over a reference to the descriptor and returns a new reference or
+    // sets an exception; subok = 0 gives a plain array.
+    unsafe {
+        let array = PY_ARRAY_API.PyArray_NewLikeArray(
+            py,
+            prototype.as_array_ptr(),
+            NPY_ORDER::NPY_KEEPORDER,
+            dtype.descriptor(py).into_dtype_ptr(),
+            0,
+        );
+        Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
+    }
+}
+
+/// Copies all elements, whatever the two memories look like.
+fn copy(into: &Bound<'_, PyUntypedArray>, from: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    let py = into.py();
+    // SAFETY: both are arrays; NumPy checks shapes and types and sets an exception where they do not fit.
+    match unsafe { PY_ARRAY_API.PyArray_CopyInto(py, into.as_array_ptr(), from.as_array_ptr()) } {
+        0 => Ok(()),
+        _ => Err(PyErr::fetch(py)),
+    }
+}
+
+/// Whether two arrays of one shape order their elements alike in memory.
+fn same_order(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> bool {
+    let strides = a.strides().iter().zip(b.strides());
+    a.len() == 0 || a.shape().iter().zip(strides).all(|(&n, (a, b))| n == 1 || a == b)
+}
+
+/// An input as the engine reads it.
+pub(super) struct Input<'py> {
+    /// The array that was given.
+    pub(super) given: Bound<'py, PyUntypedArray>,
+    /// The same elements in dense, aligned, native memory: the array itself wherever it is that.
+    dense: Bound<'py, PyUntypedArray>,
+    /// Its type.
+    pub(super) dtype: DType,
+    /// How channels lie in `dense`.
+    pub(super) view: View,
+    /// The channel axis.
+    pub(super) axis: usize,
+}
+
+impl<'py> Input<'py> {
+    /// The argument `x`, whose channels are along `axis`.
+    pub(super) fn x(any: &Bound<'py, PyAny>, axis: isize) -> PyResult<Input<'py>> {
+        let given = as_array(any, "x")?;
+        let dtype = DType::of(&given).ok_or_else(|| dtype_error("x", FLOATS, &given))?;
+        let ndim = given.ndim();
+        if ndim < 2 {
+            let expected = "2 or more dimensions";
+            return Err(Error::Rank { argument: "x", expected, got: ndim }.into());
+        }
+        let from_start = if axis < 0 { axis + ndim as isize } else { axis };
+        let index = usize::try_from(from_start).ok().filter(|&i| i < ndim);
+        let axis = index.ok_or(Error::Axis { axis, ndim })?;
+        let view_of = |array: &Bound<'_, PyUntypedArray>| {
+            View::from_strides(array.shape(), array.strides(), dtype.itemsize(), axis)
+        };
+        if is_plain(&given)
+            && let Some(view) = view_of(&given)
+        {
+            return Ok(Input { dense: given.clone(), given, dtype, view, axis });
+        }
+        let dense = new_like(&given, dtype)?;
+        copy(&dense, &given)?;
+        let view = view_of(&dense).expect("a new array is dense");
+        Ok(Input { given, dense, dtype, view, axis })
+    }
+
+    /// The argument `dy`, which must be like `x`.
+    pub(super) fn dy(any: &Bound<'py, PyAny>, x: &Input<'py>) -> PyResult<Input<'py>> {
+        let given = as_array(any, "dy")?;
+        check_like(&given, "dy", x)?;
+        let dense = if is_plain(&given) && same_order(&given, &x.dense) {
+            given.clone()
+        } else {
+            let dense = new_like(&x.dense, x.dtype)?;
+            copy(&dense, &given)?;
+            dense
+        };
+        Ok(Input { given, dense, ..*x })
+    }
+
+    /// Bytes of its elements.
+    pub(super) fn bytes(&self) -> usize {
+        self.view.len() * self.dtype.itemsize()
+    }
+
+    /// Its first element.
+    pub(super) fn pointer(&self) -> *mut u8 {
+        data(&self.dense)
+    }
+}
+
+/// Refuses an array that is not of x's shape and dtype.
+fn check_like(
+    array: &Bound<'_, PyUntypedArray>,
+    argument: &'static str,
+    x: &Input<'_>,
+) -> Result<(), Error> {
+    if DType::of(array) != Some(x.dtype) {
+        return Err(dtype_error(argument, x.dtype.name(), array));
+    }
+    if array.shape() != x.given.shape() {
+        let (expected, got) = (tuple(x.given.shape()), tuple(array.shape()));
+        return Err(Error::Shape { argument, expected, got });
+    }
+    Ok(())
+}
+
+/// Where a call writes its elements.
+pub(super) struct Output<'py> {
+    /// The array that the caller gets.
+    array: Bound<'py, PyUntypedArray>,
+    /// The array that the engine writes, ordered like x: the same one wherever it is that.
+    dense: Bound<'py, PyUntypedArray>,
+}
+
+/// An array that is part of a call, by the name of its argument.
+pub(super) struct Named<'a, 'py> {
+    name: &'static str,
+    array: &'a Bound<'py, PyUntypedArray>,
+    may_be_output: bool,
+}
+
+impl<'a, 'py> Named<'a, 'py> {
+    /// An array that the output shares no memory with.
+    pub(super) fn apart(name: &'static str, array: &'a Bound<'py, PyUntypedArray>) -> Self {
+        Named { name, array, may_be_output: false }
+    }
+
+    /// An array that the output may be, though not a part of.
+    pub(super) fn or_itself(name: &'static str, array: &'a Bound<'py, PyUntypedArray>) -> Self {
+        Named { name, array, may_be_output: true }
+    }
+}
+
+impl<'py> Output<'py> {
+    /// The argument `out`, or a new array, for outputs like `x`.
+    pub(super) fn like<'a>(
+        out: Option<&Bound<'py, PyAny>>,
+        x: &Input<'py>,
+        others: impl IntoIterator<Item = Named<'a, 'py>>,
+    ) -> PyResult<Output<'py>>
+    where
+        'py: 'a,
+    {
+        let Some(any) = out else {
+            let array = new_like(&x.dense, x.dtype)?;
+            return Ok(Output { dense: array.clone(), array });
+        };
+        let array = any.cast::<PyUntypedArray>();
+        let array = array.map_err(|_| kind_error("out", "a NumPy array", any))?.clone();
+        check_like(&array, "out", x)?;
+        if !is_writeable(&array) {
+            return Err(Error::ReadOnly { argument: "out" }.into());
+        }
+        for Named { name, array: other, may_be_output } in others {
+            if may_be_output && is_same_memory(&array, other) {
+                continue;
+            }
+            if shares_memory(&array, other)? {
+                let expected =
+                    if may_be_output { "be it or be apart from it" } else { "be apart from it" };
+                return Err(Error::Overlap {
+                    argument: "out",
+                    expected: expected.into(),
+                    got: name,
+                }
+                .into());
+            }
+        }
+        let direct = is_plain(&array) && same_order(&array, &x.dense);
+        let dense = if direct { array.clone() } else { new_like(&x.dense, x.dtype)? };
+        Ok(Output { array, dense })
+    }
+
+    /// Its first element.
+    pub(super) fn pointer(&self) -> *mut u8 {
+        data(&self.dense)
+    }
+
+    /// The array for the caller, once the engine has written.
+    pub(super) fn finish(self) -> PyResult<Bound<'py, PyAny>> {
+        if !self.array.is(&self.dense) {
+            copy(&self.array, &self.dense)?;
+        }
+        Ok(self.array.into_any())
+    }
+}
+
+/// Whether two arrays are the same elements at the same places.
+fn is_same_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> bool {
+    data(a) == data(b)
+        && a.shape() == b.shape()
+        && same_order(a, b)
+        && a.dtype().is_equiv_to(&b.dtype())
+}
+
+/// Whether two arrays have a byte in common: bounds first, then NumPy's exact answer.
+fn shares_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
+    let (Some(within), Some(other)) = (extent(a), extent(b)) else {
+        return Ok(false);
+    };
+    if within.end <= other.start || other.end <= within.start {
+        return Ok(false);
+    }
+    a.py().import("numpy")?.call_method1("shares_memory", (a, b))?.extract()
+}
+
+/// The addresses from an array's first byte to its last, or `None` for an empty array.
+fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<std::ops::Range<isize>> {
+    if array.len() == 0 {
+        return None;
+    }
+    let start = data(array).addr() as isize;
+    let mut range = start..start + array.dtype().itemsize() as isize;
+    for (&n, &stride) in array.shape().iter().zip(array.strides()) {
+        let reach = (n as isize - 1) * stride;
+        range.start += reach.min(0);
+        range.end += reach.max(0);
+    }
+    Some(range)
+}
+
+/// A vector of one value a channel.
+pub(super) struct Vector<'py> {
+    /// The array that was given.
+    pub(super) array: Bound<'py, PyUntypedArray>,
+    dtype: DType,
+    /// Its values at the time of the call.
+    pub(super) values: Vec<f64>,
+}
+
+impl<'py> Vector<'py> {
+    /// The argument called `argument`: 1-D, of `channels` values, or of any number.
+    pub(super) fn new(
+        any: &Bound<'py, PyAny>,
+        argument: &'static str,
+        channels: Option<usize>,
+    ) -> PyResult<Vector<'py>> {
+        let array = as_array(any, argument)?;
+        let dtype = DType::of(&array).ok_or_else(|| dtype_error(argument, FLOATS, &array))?;
+        match (array.shape(), channels) {
+            ([_], None) => {}
+            ([n], Some(expected)) if *n == expected => {}
+            (shape, Some(expected)) => {
+                return Err(Error::Length { argument, expected, got: tuple(shape) }.into());
+            }
+            (shape, None) => {
+                return Err(
+                    Error::Rank { argument, expected: "1 dimension", got: shape.len() }.into()
+                );
+            }
+        }
+        let values = read(&array, dtype)?;
+        Ok(Vector { array, dtype, values })
+    }
+
+    /// The same of an argument that may be None.
+    pub(super) fn optional(
+        any: Option<&Bound<'py, PyAny>>,
+        argument: &'static str,
+        channels: usize,
+    ) -> PyResult<Option<Vector<'py>>> {
+        any.map(|any| Vector::new(any, argument, Some(channels))).transpose()
+    }
+
+    /// Refuses an array that cannot be updated in place: read-only, or made anew whenever it is asked for.
+    pub(super) fn check_in_place(
+        &self,
+        any: &Bound<'py, PyAny>,
+        argument: &'static str,
+    ) -> PyResult<()> {
+        if !any.is(&self.array)
+            && data(&as_array(any, argument)?) != data(&self.array)
+            && !self.values.is_empty()
+        {
+            return Err(kind_error(argument, "an array that can be updated in place", any));
+        }
+        if !is_writeable(&self.array) {
+            return Err(Error::ReadOnly { argument }.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses memory that `self`, which will be written, shares with another array.
+    pub(super) fn check_apart(
+        &self,
+        argument: &'static str,
+        name: &'static str,
+        other: &Bound<'py, PyUntypedArray>,
+    ) -> PyResult<()> {
+        if shares_memory(&self.array, other)? {
+            let expected = String::from("be apart from it");
+            return Err(Error::Overlap { argument, expected, got: name }.into());
+        }
+        Ok(())
+    }
+
+    /// Writes new values into the array, rounded to its type.
+    pub(super) fn write(&self, values: &[f64]) -> PyResult<()> {
+        if !is_native(&self.array) {
+            let values = PyArray1::from_slice(self.array.py(), values);
+            return copy(&self.array, values.as_untyped());
+        }
+        let (start, stride) = (data(&self.array), self.array.strides()[0]);
+        for (i, &value) in values.iter().enumerate() {
+            // SAFETY: element `i` of an array of as many elements, which was checked to be writeable.
+            unsafe {
+                let place = start.offset(i as isize * stride);
+                match self.dtype {
+                    DType::F32 => place.cast::<f32>().write_unaligned(value as f32),
+                    DType::F64 => place.cast::<f64>().write_unaligned(value),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The values of a 1-D array.
+fn read(array: &Bound<'_, PyUntypedArray>, dtype: DType) -> PyResult<Vec<f64>> {
+    if !is_native(array) {
+        let native = new_like(array, DType::F64)?;
+        copy(&native, array)?;
+        return read(&native, DType::F64);
+    }
+    let (start, stride) = (data(array), array.strides()[0]);
+    let values = (0..array.len() as isize).map(|i| {
+        // SAFETY: element `i` of the array, which is alive while the interpreter is held.
+        unsafe {
+            let place = start.offset(i * stride);
+            match dtype {
+                DType::F32 => f64::from(place.cast::<f32>().read_unaligned()),
+                DType::F64 => place.cast::<f64>().read_unaligned(),
+            }
+        }
+    });
+    Ok(values.collect())
+}
+
+/// A new read-only float64 array.
+pub(super) fn read_only<'py>(py: Python<'py>, values: &[f64]) -> Bound<'py, PyArray1<f64>> {
+    let array = PyArray1::from_slice(py, values);
+    // SAFETY: the array is new; nobody else has seen it.
+    unsafe { (*array.as_array_ptr()).fields.flags &= !NPY_ARRAY_WRITEABLE };
+    array
+}
+
+/// A new array of one value a channel, float64 for float64 inputs and float32 for all others.
+pub(super) fn parameter<'py>(
+    py: Python<'py>,
+    dtype: DType,
+    values: impl Iterator<Item = f64>,
+) -> Bound<'py, PyAny> {
+    match dtype {
+        DType::F32 => PyArray1::from_vec(py, values.map(|value| value as f32).collect()).into_any(),
+        DType::F64 => PyArray1::from_vec(py, values.collect()).into_any(),
+    }
+}

@@ -1,0 +1,497 @@
+//! The functions, in the order of the contract.
+
+use super::array::{Input, Named, Output, Vector, with_element};
+use super::context::{self, Context, Needs};
+use super::nouns::{self, Running};
+use super::run::{Raw, execution, released};
+use crate::error::Error;
+use crate::{affine, forward, moments as core};
+use pyo3::prelude::*;
+
+/// Refuses an eps that could divide by zero.
+pub(super) fn check_eps(eps: f64, training: bool) -> Result<(), Error> {
+    let expected = match (training, eps.is_finite()) {
+        (true, true) if eps > 0.0 => return Ok(()),
+        (false, true) if eps >= 0.0 => return Ok(()),
+        (true, _) => "positive and finite in training",
+        (false, _) => "0 or more and finite",
+    };
+    Err(Error::Range { argument: "eps", expected, got: eps.to_string() })
+}
+
+/// Refuses a momentum that is no number.
+pub(super) fn check_momentum(momentum: f64) -> Result<(), Error> {
+    if momentum.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Range { argument: "momentum", expected: "finite", got: momentum.to_string() })
+}
+
+/// The arguments that all forward functions share, as they come.
+struct Arguments<'a, 'py> {
+    x: &'a Bound<'py, PyAny>,
+    running_mean: Option<&'a Bound<'py, PyAny>>,
+    running_var: Option<&'a Bound<'py, PyAny>>,
+    weight: Option<&'a Bound<'py, PyAny>>,
+    bias: Option<&'a Bound<'py, PyAny>>,
+    training: bool,
+    momentum: f64,
+    eps: f64,
+    axis: isize,
+    out: Option<&'a Bound<'py, PyAny>>,
+    /// Whether the output may be x itself.
+    in_place: bool,
+}
+
+/// The same, checked.
+struct Forward<'a, 'py> {
+    x: Input<'py>,
+    out: Output<'py>,
+    running: Option<Running<'a, 'py>>,
+    weight: Option<Vec<f64>>,
+    bias: Option<Vec<f64>>,
+    training: bool,
+    momentum: f64,
+    eps: f64,
+}
+
+impl<'a, 'py> Arguments<'a, 'py> {
+    fn check(self) -> PyResult<Forward<'a, 'py>> {
+        let x = Input::x(self.x, self.axis)?;
+        let channels = x.view.channels;
+        let running = match (self.running_mean, self.running_var) {
+            (Some(mean), Some(var)) => Some(Running::new(mean, var, channels)?),
+            (None, None) if self.training => None,
+            (mean, _) => {
+                let argument = if mean.is_none() { "running_mean" } else { "running_var" };
+                let when = if self.training {
+                    "with the other running statistic"
+                } else {
+                    "in evaluation"
+                };
+                return Err(Error::Missing { argument, when }.into());
+            }
+        };
+        let weight = Vector::optional(self.weight, "weight", channels)?;
+        let bias = Vector::optional(self.bias, "bias", channels)?;
+        check_eps(self.eps, self.training)?;
+        check_momentum(self.momentum)?;
+        if self.training {
+            if x.view.count() == 1 {
+                let purpose = "batch statistics in training";
+                return Err(Error::TooFewValues { argument: "x", purpose, got: 1 }.into());
+            }
+            if let Some(running) = &running {
+                running.check_in_place()?;
+                running.mean.check_apart("running_mean", "x", &x.given)?;
+                running.var.check_apart("running_var", "x", &x.given)?;
+            }
+        }
+        let input = if self.in_place { Named::or_itself } else { Named::apart };
+        let vectors = [
+            ("running_mean", running.as_ref().map(|running| &running.mean)),
+            ("running_var", running.as_ref().map(|running| &running.var)),
+            ("weight", weight.as_ref()),
+            ("bias", bias.as_ref()),
+        ];
+        let vectors =
+            vectors.into_iter().filter_map(|(name, v)| Some(Named::apart(name, &v?.array)));
+        let out = Output::like(self.out, &x, vectors.chain([input("x", &x.given)]))?;
+        Ok(Forward {
+            running,
+            weight: weight.map(|vector| vector.values),
+            bias: bias.map(|vector| vector.values),
+            training: self.training,
+            momentum: self.momentum,
+            eps: self.eps,
+            x,
+            out,
+        })
+    }
+}
+
+impl<'py> Forward<'_, 'py> {
+    /// The transformation by running statistics.
+    fn inference(&self) -> PyResult<affine::Affine> {
+        let running = self.running.as_ref().expect("checked in evaluation");
+        let (mean, var) = (&running.mean.values, &running.var.values);
+        Ok(affine::Affine::from_running(
+            mean,
+            var,
+            self.weight.as_deref(),
+            self.bias.as_deref(),
+            self.eps,
+        )?)
+    }
+
+    /// Normalises with the statistics of the batch.
+    fn train(&self) -> PyResult<core::Moments> {
+        let (py, bytes) = (self.x.given.py(), self.x.bytes());
+        let execution = execution(py, bytes)?;
+        let (view, eps) = (self.x.view, self.eps);
+        let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        Ok(with_element!(self.x.dtype, E => {
+            let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
+            // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call; `Output::like` ruled out
+            // that they overlap otherwise than by being the same; the vectors have the channels of `view`.
+            released(py, bytes, move || unsafe {
+                forward::batch_norm_raw(view, x.get(), weight, bias, eps, y.get(), execution)
+            })
+        }))
+    }
+
+    /// The output for the caller, and the running statistics moved on, which is the last thing to happen.
+    fn finish(self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
+        let y = self.out.finish()?;
+        if let (Some(running), Some(moments)) = (&self.running, moments) {
+            running.update(moments, self.momentum)?;
+        }
+        Ok(y)
+    }
+}
+
+/// Batch normalization.
+///
+/// In training, each channel is normalised with its mean and biased variance over the batch, then scaled by `weight` and
+/// shifted by `bias` (Ioffe & Szegedy 2015, Algorithm 1); in evaluation, with the running statistics. Positional order and
+/// meaning are those of ``torch.nn.functional.batch_norm``.
+///
+/// Parameters
+/// ----------
+/// x : array, float32 or float64, 2 or more dimensions
+///     Input, any strides. Memory that is dense under any order of its axes is never copied.
+/// running_mean, running_var : array, shape (C,), optional
+///     Running statistics, float32 or float64, any strides. Needed in evaluation; updated in place in training.
+/// weight, bias : array, shape (C,), optional
+///     Scale and shift; 1 and 0 where absent.
+/// training : bool, default False
+///     Whether the statistics of the batch normalise.
+/// momentum : float, default 0.1
+///     ``running = (1 - momentum) * running + momentum * batch``, the running variance from the unbiased variance.
+/// eps : float, default 1e-5
+///     Added to the variance.
+/// axis : int, default 1
+///     Channel axis.
+/// out : array, optional
+///     Where to write; of x's shape and dtype, and x itself if you like.
+///
+/// Returns
+/// -------
+/// y : array
+///     Of x's shape, dtype and memory order; `out` if given.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If a shape, eps or momentum does not fit; if there is one value per channel in training; if running statistics are
+///     missing in evaluation, or one of the pair is; if `out` is read-only or overlaps an input otherwise than by being x.
+/// TypeError
+///     If a dtype does not fit, or running statistics could not be updated in place.
+/// numpy.exceptions.AxisError
+///     If there is no such axis.
+///
+/// Examples
+/// --------
+/// >>> import numpy as np, rustbn
+/// >>> x = np.array([[1.0, 5.0], [3.0, 5.0]], dtype=np.float32)
+/// >>> rustbn.batch_norm(x, training=True)
+/// array([[-0.999995,  0.      ],
+///        [ 0.999995,  0.      ]], dtype=float32)
+#[pyfunction]
+#[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=false,
+                    momentum=0.1, eps=1e-5, *, axis=1, out=None))]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn batch_norm<'py>(
+    x: &Bound<'py, PyAny>,
+    running_mean: Option<&Bound<'py, PyAny>>,
+    running_var: Option<&Bound<'py, PyAny>>,
+    weight: Option<&Bound<'py, PyAny>>,
+    bias: Option<&Bound<'py, PyAny>>,
+    training: bool,
+    momentum: f64,
+    eps: f64,
+    axis: isize,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let arguments = Arguments {
+        x,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        axis,
+        out,
+        in_place: true,
+    };
+    let forward = arguments.check()?;
+    if forward.training {
+        let moments = forward.train()?;
+        return forward.finish(Some(&moments));
+    }
+    nouns::apply(&forward.x, &forward.inference()?, &forward.out)?;
+    forward.finish(None)
+}
+
+/// Batch normalization, and what its backward needs.
+///
+/// As `batch_norm`, but `training` is True unless said otherwise, and `out` may not be x, which backward reads.
+///
+/// Parameters
+/// ----------
+/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out
+///     As for `batch_norm`.
+///
+/// Returns
+/// -------
+/// y : array
+///     Of x's shape, dtype and memory order; `out` if given.
+/// ctx : Context
+///     For `batch_norm_backward`; holds a reference to x.
+///
+/// Raises
+/// ------
+/// ValueError, TypeError, numpy.exceptions.AxisError
+///     As `batch_norm`.
+#[pyfunction]
+#[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=true,
+                    momentum=0.1, eps=1e-5, *, axis=1, out=None))]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn batch_norm_forward<'py>(
+    x: &Bound<'py, PyAny>,
+    running_mean: Option<&Bound<'py, PyAny>>,
+    running_var: Option<&Bound<'py, PyAny>>,
+    weight: Option<&Bound<'py, PyAny>>,
+    bias: Option<&Bound<'py, PyAny>>,
+    training: bool,
+    momentum: f64,
+    eps: f64,
+    axis: isize,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<(Bound<'py, PyAny>, Context)> {
+    let arguments = Arguments {
+        x,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        axis,
+        out,
+        in_place: false,
+    };
+    let forward = arguments.check()?;
+    let (moments, affine, invstd) = if training {
+        let moments = forward.train()?;
+        let (weight, bias) = (forward.weight.as_deref(), forward.bias.as_deref());
+        let affine = affine::Affine::from_moments(&moments, weight, bias, eps)?;
+        let invstd = moments.invstd(eps);
+        (Some(moments), affine, invstd)
+    } else {
+        let affine = forward.inference()?;
+        nouns::apply(&forward.x, &affine, &forward.out)?;
+        let running = forward.running.as_ref().expect("checked in evaluation");
+        let invstd = running.var.values.iter().map(|var| affine::invstd(*var, eps)).collect();
+        (None, affine, invstd)
+    };
+    let context = Context {
+        x: forward.x.given.clone().unbind(),
+        axis: forward.x.axis,
+        eps,
+        affine,
+        invstd,
+        weight: forward.weight.clone(),
+        has_bias: forward.bias.is_some(),
+        moments,
+    };
+    let y = forward.finish(context.moments.as_ref())?;
+    Ok((y, context))
+}
+
+/// Gradients of a batch normalization.
+///
+/// Through batch statistics the gradient with respect to x is
+/// ``scale * (dy - sum(dy) / n - (x - mean) * invstd**2 * sum(dy * (x - mean)) / n)`` with ``scale = weight * invstd``
+/// (Ioffe & Szegedy 2015, section 3, collected); running statistics are constants, and it is ``dy * scale``.
+///
+/// Parameters
+/// ----------
+/// dy : array
+///     Gradient with respect to the output, of x's shape and dtype.
+/// ctx : Context
+///     Of `batch_norm_forward`; serves any number of backwards.
+/// out : array, optional
+///     Where to write dx; of x's shape and dtype, and dy itself if you like.
+/// needs : iterable of str, default ("x", "weight", "bias", "residual")
+///     Which gradients to compute. Those of what the forward did not have are None all the same.
+///
+/// Returns
+/// -------
+/// Gradients
+///     Named tuple ``(dx, dweight, dbias, dresidual)``; None where absent or not needed.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If dy or `out` has another shape; if `out` is read-only, overlaps x, or overlaps dy otherwise than by being it; if
+///     `needs` holds anything else, or leaves out "x" while `out` is given.
+/// TypeError
+///     If dy or `out` has another dtype.
+#[pyfunction]
+#[pyo3(signature = (dy, ctx, *, out=None, needs=Needs::default()),
+       text_signature = "(dy, ctx, *, out=None, needs=('x', 'weight', 'bias', 'residual'))")]
+pub(super) fn batch_norm_backward<'py>(
+    py: Python<'py>,
+    dy: &Bound<'py, PyAny>,
+    ctx: &Context,
+    out: Option<&Bound<'py, PyAny>>,
+    needs: Needs,
+) -> PyResult<Bound<'py, PyAny>> {
+    context::gradients(py, dy, ctx, out, needs)
+}
+
+/// Count, mean and sum of squared deviations of each channel.
+///
+/// float64 sums about a pivot in one sweep: exact to a few float64 ULP however large the mean is next to the standard
+/// deviation, and exactly 0 deviation for a channel of one constant value.
+///
+/// Parameters
+/// ----------
+/// x : array, float32 or float64, 2 or more dimensions
+///     Input, any strides.
+/// axis : int, default 1
+///     Channel axis.
+///
+/// Returns
+/// -------
+/// Moments
+///     Of all elements of each channel; of count 0 for an empty array.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If x has fewer than 2 dimensions.
+/// TypeError
+///     If x has the wrong dtype.
+/// numpy.exceptions.AxisError
+///     If there is no such axis.
+#[pyfunction]
+#[pyo3(signature = (x, *, axis=1))]
+pub(super) fn moments(x: &Bound<'_, PyAny>, axis: isize) -> PyResult<nouns::Moments> {
+    let x = Input::x(x, axis)?;
+    let (py, bytes) = (x.given.py(), x.bytes());
+    let execution = execution(py, bytes)?;
+    let view = x.view;
+    Ok(nouns::Moments(with_element!(x.dtype, E => {
+        let x = Raw(x.pointer().cast::<E>());
+        // SAFETY: `x` is a dense array of `view`, alive for the length of this call.
+        released(py, bytes, move || unsafe { forward::moments_raw(view, x.get(), execution) })
+    })))
+}
+
+/// The sums that gradients are made of: the first half of backward.
+///
+/// Parameters
+/// ----------
+/// dy : array
+///     Gradient with respect to the output, of x's shape and dtype.
+/// x : array, float32 or float64, 2 or more dimensions
+///     Input of the forward pass.
+/// moments : Moments
+///     Statistics that normalised x: those of x, or of a batch that x is a part of.
+/// axis : int, default 1
+///     Channel axis.
+///
+/// Returns
+/// -------
+/// GradSums
+///     Of x's part of the batch; those of the parts add up to those of the batch.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If dy or `moments` does not fit x.
+/// TypeError
+///     If dy has another dtype.
+#[pyfunction]
+#[pyo3(signature = (dy, x, moments, *, axis=1))]
+pub(super) fn backward_reduce(
+    py: Python<'_>,
+    dy: &Bound<'_, PyAny>,
+    x: &Bound<'_, PyAny>,
+    moments: &nouns::Moments,
+    axis: isize,
+) -> PyResult<nouns::GradSums> {
+    let x = Input::x(x, axis)?;
+    let dy = Input::dy(dy, &x)?;
+    x.view.check_vector("moments", moments.0.mean())?;
+    Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments.0.mean())?))
+}
+
+/// The gradient with respect to x from statistics and sums of the whole batch: the second half of backward.
+///
+/// Parameters
+/// ----------
+/// dy : array
+///     Gradient with respect to the output, of x's shape and dtype.
+/// x : array, float32 or float64, 2 or more dimensions
+///     Input of the forward pass: the batch, or a part of it.
+/// moments : Moments
+///     Statistics of the batch.
+/// grad_sums : GradSums
+///     Sums of the batch.
+/// weight : array, shape (C,), optional
+///     Scale of the forward pass; 1 where absent.
+/// eps : float, default 1e-5
+///     eps of the forward pass.
+/// axis : int, default 1
+///     Channel axis.
+/// out : array, optional
+///     Where to write; of x's shape and dtype, and dy itself if you like.
+///
+/// Returns
+/// -------
+/// dx : array
+///     Of x's shape, dtype and memory order; `out` if given.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If an argument does not fit x, or `moments` counts fewer than 2 values.
+/// TypeError
+///     If a dtype does not fit.
+#[pyfunction]
+#[pyo3(signature = (dy, x, moments, grad_sums, weight=None, eps=1e-5, *, axis=1, out=None))]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward_apply<'py>(
+    py: Python<'py>,
+    dy: &Bound<'py, PyAny>,
+    x: &Bound<'py, PyAny>,
+    moments: &nouns::Moments,
+    grad_sums: &nouns::GradSums,
+    weight: Option<&Bound<'py, PyAny>>,
+    eps: f64,
+    axis: isize,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let x = Input::x(x, axis)?;
+    let dy = Input::dy(dy, &x)?;
+    x.view.check_vector("moments", moments.0.mean())?;
+    x.view.check_vector("grad_sums", grad_sums.0.sum_dy())?;
+    let weight = Vector::optional(weight, "weight", x.view.channels)?;
+    check_eps(eps, true)?;
+    if moments.0.count() < 2 && !x.view.is_empty() {
+        let (purpose, got) = ("gradients through batch statistics", moments.0.count());
+        return Err(Error::TooFewValues { argument: "moments", purpose, got }.into());
+    }
+    let others = [Named::or_itself("dy", &dy.given), Named::apart("x", &x.given)];
+    let others = others.into_iter().chain(weight.iter().map(|w| Named::apart("weight", &w.array)));
+    let out = Output::like(out, &x, others)?;
+    let weight = weight.as_ref().map(|vector| vector.values.as_slice());
+    context::apply(py, &dy, &x, &moments.0, &grad_sums.0, weight, eps, &out)?;
+    out.finish()
+}

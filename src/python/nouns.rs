@@ -1,0 +1,473 @@
+//! `Moments`, `GradSums` and `Affine` as Python classes: immutable, comparable, picklable.
+
+use super::array::{Input, Named, Output, Vector, read_only, with_element};
+use super::functions::check_eps;
+use super::run::{Raw, execution, released};
+use crate::error::Error;
+use crate::{affine, forward, grad_sums, moments};
+use numpy::PyArray1;
+use pyo3::prelude::*;
+
+type Array<'py> = Bound<'py, PyArray1<f64>>;
+
+/// Count, mean and sum of squared deviations of each channel, in float64.
+///
+/// Moments of the parts of a batch merge to those of the whole, whatever the split, to a few float64 ULP.
+///
+/// Parameters
+/// ----------
+/// count : int
+///     Values per channel.
+/// mean : array, shape (C,)
+///     Mean of each channel.
+/// m2 : array, shape (C,)
+///     Sum of squared deviations from the mean of each channel.
+///
+/// Notes
+/// -----
+/// Immutable; ``mean`` and ``m2`` are read-only copies. Equality is exact. The merge is that of Chan, Golub & LeVeque,
+/// "Algorithms for computing the sample variance" (1983), eq. 2.1.
+///
+/// Examples
+/// --------
+/// >>> import numpy as np, rustbn
+/// >>> x = np.arange(12.0).reshape(6, 2)
+/// >>> parts = rustbn.moments(x[:2]).merge(rustbn.moments(x[2:]))
+/// >>> parts.count, parts.mean
+/// (6, array([5., 6.]))
+#[pyclass(frozen, module = "rustbn._rustbn", name = "Moments")]
+pub(super) struct Moments(pub(super) moments::Moments);
+
+#[pymethods]
+impl Moments {
+    #[new]
+    fn new(count: i64, mean: &Bound<'_, PyAny>, m2: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let expected = "0 or more";
+        let count = u64::try_from(count).map_err(|_| Error::Range {
+            argument: "count",
+            expected,
+            got: count.to_string(),
+        })?;
+        let mean = Vector::new(mean, "mean", None)?.values;
+        let m2 = Vector::new(m2, "m2", Some(mean.len()))?.values;
+        Ok(Moments(moments::Moments::new(count, mean, m2)?))
+    }
+
+    /// Values per channel.
+    #[getter]
+    fn count(&self) -> u64 {
+        self.0.count()
+    }
+
+    /// Mean of each channel, shape (C,); 0 where there are no values.
+    #[getter]
+    fn mean<'py>(&self, py: Python<'py>) -> Array<'py> {
+        read_only(py, self.0.mean())
+    }
+
+    /// Sum of squared deviations from the mean of each channel, shape (C,).
+    #[getter]
+    fn m2<'py>(&self, py: Python<'py>) -> Array<'py> {
+        read_only(py, self.0.m2())
+    }
+
+    /// Moments of both sets of values together.
+    ///
+    /// Parameters
+    /// ----------
+    /// other : Moments
+    ///     Of as many channels.
+    ///
+    /// Returns
+    /// -------
+    /// Moments
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If the channels differ in number.
+    fn merge(&self, other: &Moments) -> PyResult<Moments> {
+        Ok(Moments(self.0.merge(&other.0)?))
+    }
+
+    /// Variance of each channel.
+    ///
+    /// Parameters
+    /// ----------
+    /// ddof : float, default 0
+    ///     The divisor is ``count - ddof``: 0 for the biased variance, which normalises, 1 for the unbiased one.
+    ///
+    /// Returns
+    /// -------
+    /// array of float64, shape (C,)
+    ///     Infinite or NaN where there are no more than `ddof` values.
+    #[pyo3(signature = (ddof=0.0), text_signature = "(ddof=0)")]
+    fn var<'py>(&self, py: Python<'py>, ddof: f64) -> Array<'py> {
+        PyArray1::from_vec(py, self.0.var(ddof))
+    }
+
+    /// Reciprocal standard deviation of each channel, ``1 / sqrt(var() + eps)``.
+    ///
+    /// Parameters
+    /// ----------
+    /// eps : float, default 1e-5
+    ///     Added to the biased variance.
+    ///
+    /// Returns
+    /// -------
+    /// array of float64, shape (C,)
+    #[pyo3(signature = (eps=1e-5))]
+    fn invstd<'py>(&self, py: Python<'py>, eps: f64) -> PyResult<Array<'py>> {
+        check_eps(eps, false)?;
+        Ok(PyArray1::from_vec(py, self.0.invstd(eps)))
+    }
+
+    /// Update running statistics in place, as a training forward does.
+    ///
+    /// ``running = (1 - momentum) * running + momentum * batch``, the running variance from the unbiased variance. Nothing
+    /// happens where `count` is 0.
+    ///
+    /// Parameters
+    /// ----------
+    /// running_mean, running_var : array, shape (C,)
+    ///     float32 or float64, any strides.
+    /// momentum : float
+    ///     Weight of this batch; any real number.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If `count` is 1, which has no unbiased variance; if an array has another length, is read-only, or is both.
+    /// TypeError
+    ///     If an array has another dtype or could not be updated in place.
+    fn update_running(
+        &self,
+        running_mean: &Bound<'_, PyAny>,
+        running_var: &Bound<'_, PyAny>,
+        momentum: f64,
+    ) -> PyResult<()> {
+        let channels = self.0.mean().len();
+        let running = Running::new(running_mean, running_var, channels)?;
+        running.check_in_place()?;
+        super::functions::check_momentum(momentum)?;
+        running.update(&self.0, momentum)
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> Reduced<'py, (u64, Array<'py>, Array<'py>)> {
+        (py.get_type::<Self>(), (self.count(), self.mean(py), self.m2(py)))
+    }
+
+    fn __eq__(&self, other: &Moments) -> bool {
+        self.0 == other.0
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!(
+            "Moments(count={}, mean={}, m2={})",
+            self.count(),
+            self.mean(py).repr()?,
+            self.m2(py).repr()?
+        ))
+    }
+}
+
+/// What pickle needs of an object: its class and the arguments that make it again.
+type Reduced<'py, A> = (Bound<'py, pyo3::types::PyType>, A);
+
+/// The pair of running statistics of a call.
+pub(super) struct Running<'a, 'py> {
+    given: [&'a Bound<'py, PyAny>; 2],
+    pub(super) mean: Vector<'py>,
+    pub(super) var: Vector<'py>,
+}
+
+impl<'a, 'py> Running<'a, 'py> {
+    pub(super) fn new(
+        mean: &'a Bound<'py, PyAny>,
+        var: &'a Bound<'py, PyAny>,
+        channels: usize,
+    ) -> PyResult<Self> {
+        Ok(Running {
+            given: [mean, var],
+            mean: Vector::new(mean, "running_mean", Some(channels))?,
+            var: Vector::new(var, "running_var", Some(channels))?,
+        })
+    }
+
+    /// Refuses statistics that cannot be updated.
+    pub(super) fn check_in_place(&self) -> PyResult<()> {
+        self.mean.check_in_place(self.given[0], "running_mean")?;
+        self.var.check_in_place(self.given[1], "running_var")?;
+        self.var.check_apart("running_var", "running_mean", &self.mean.array)
+    }
+
+    /// Moves the statistics towards those of a batch.
+    pub(super) fn update(&self, batch: &moments::Moments, momentum: f64) -> PyResult<()> {
+        let updated = batch.updated_running(&self.mean.values, &self.var.values, momentum)?;
+        if let Some([mean, var]) = updated {
+            self.mean.write(&mean)?;
+            self.var.write(&var)?;
+        }
+        Ok(())
+    }
+}
+
+/// The two sums of each channel that all gradients of a batch are made of, in float64.
+///
+/// Sums of the parts of a batch add up to those of the whole.
+///
+/// Parameters
+/// ----------
+/// sum_dy : array, shape (C,)
+///     ``sum(dy)``, the gradient with respect to the bias.
+/// sum_dy_xmu : array, shape (C,)
+///     ``sum(dy * (x - mean))``, which times ``invstd`` is the gradient with respect to the weight.
+///
+/// Notes
+/// -----
+/// Immutable; the arrays are read-only copies. Equality is exact.
+#[pyclass(frozen, module = "rustbn._rustbn", name = "GradSums")]
+pub(super) struct GradSums(pub(super) grad_sums::GradSums);
+
+#[pymethods]
+impl GradSums {
+    #[new]
+    fn new(sum_dy: &Bound<'_, PyAny>, sum_dy_xmu: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let sum_dy = Vector::new(sum_dy, "sum_dy", None)?.values;
+        let sum_dy_xmu = Vector::new(sum_dy_xmu, "sum_dy_xmu", Some(sum_dy.len()))?.values;
+        Ok(GradSums(grad_sums::GradSums::new(sum_dy, sum_dy_xmu)?))
+    }
+
+    /// ``sum(dy)`` of each channel, shape (C,).
+    #[getter]
+    fn sum_dy<'py>(&self, py: Python<'py>) -> Array<'py> {
+        read_only(py, self.0.sum_dy())
+    }
+
+    /// ``sum(dy * (x - mean))`` of each channel, shape (C,).
+    #[getter]
+    fn sum_dy_xmu<'py>(&self, py: Python<'py>) -> Array<'py> {
+        read_only(py, self.0.sum_dy_xmu())
+    }
+
+    fn __add__(&self, other: &GradSums) -> PyResult<GradSums> {
+        Ok(GradSums(self.0.add(&other.0)?))
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> Reduced<'py, (Array<'py>, Array<'py>)> {
+        (py.get_type::<Self>(), (self.sum_dy(py), self.sum_dy_xmu(py)))
+    }
+
+    fn __eq__(&self, other: &GradSums) -> bool {
+        self.0 == other.0
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let [sum_dy, sum_dy_xmu] = [self.sum_dy(py).repr()?, self.sum_dy_xmu(py).repr()?];
+        Ok(format!("GradSums(sum_dy={sum_dy}, sum_dy_xmu={sum_dy_xmu})"))
+    }
+}
+
+/// ``y = (x - mean) * scale + bias`` for each channel: what batch normalization is once its statistics are known.
+///
+/// Parameters
+/// ----------
+/// mean, scale, bias : array, shape (C,)
+///     Coefficients of each channel; kept in float64.
+///
+/// Notes
+/// -----
+/// Immutable; the arrays are read-only copies. Equality is exact. The transformation stays centred: written as
+/// ``x * a + b`` it would cancel where the mean is much larger than the standard deviation.
+///
+/// Examples
+/// --------
+/// >>> import numpy as np, rustbn
+/// >>> x = np.array([[0.0, 5.0], [2.0, 5.0]])
+/// >>> rustbn.Affine.from_moments(rustbn.moments(x), eps=0.0625)(x)
+/// array([[-0.9701425,  0.       ],
+///        [ 0.9701425,  0.       ]])
+#[pyclass(frozen, module = "rustbn._rustbn", name = "Affine")]
+pub(super) struct Affine(pub(super) affine::Affine);
+
+#[pymethods]
+impl Affine {
+    #[new]
+    fn new(
+        mean: &Bound<'_, PyAny>,
+        scale: &Bound<'_, PyAny>,
+        bias: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let mean = Vector::new(mean, "mean", None)?.values;
+        let scale = Vector::new(scale, "scale", Some(mean.len()))?.values;
+        let bias = Vector::new(bias, "bias", Some(mean.len()))?.values;
+        Ok(Affine(affine::Affine::new(mean, scale, bias)?))
+    }
+
+    /// Normalisation with batch statistics.
+    ///
+    /// Parameters
+    /// ----------
+    /// moments : Moments
+    ///     Statistics of the batch; its biased variance normalises.
+    /// weight, bias : array, shape (C,), optional
+    ///     Scale and shift; 1 and 0 where absent.
+    /// eps : float, default 1e-5
+    ///     Added to the variance.
+    ///
+    /// Returns
+    /// -------
+    /// Affine
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If `weight` or `bias` has another length, or eps is negative or not finite.
+    #[staticmethod]
+    #[pyo3(signature = (moments, weight=None, bias=None, eps=1e-5))]
+    fn from_moments(
+        moments: &Moments,
+        weight: Option<&Bound<'_, PyAny>>,
+        bias: Option<&Bound<'_, PyAny>>,
+        eps: f64,
+    ) -> PyResult<Affine> {
+        let channels = moments.0.mean().len();
+        let weight = Vector::optional(weight, "weight", channels)?.map(|v| v.values);
+        let bias = Vector::optional(bias, "bias", channels)?.map(|v| v.values);
+        check_eps(eps, false)?;
+        Ok(Affine(affine::Affine::from_moments(
+            &moments.0,
+            weight.as_deref(),
+            bias.as_deref(),
+            eps,
+        )?))
+    }
+
+    /// Normalisation with running statistics: batch normalization at inference (Ioffe & Szegedy 2015, Algorithm 2).
+    ///
+    /// Parameters
+    /// ----------
+    /// running_mean, running_var : array, shape (C,)
+    ///     Population statistics.
+    /// weight, bias : array, shape (C,), optional
+    ///     Scale and shift; 1 and 0 where absent.
+    /// eps : float, default 1e-5
+    ///     Added to the variance.
+    ///
+    /// Returns
+    /// -------
+    /// Affine
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If an array has another length than `running_mean`, or eps is negative or not finite.
+    #[staticmethod]
+    #[pyo3(signature = (running_mean, running_var, weight=None, bias=None, eps=1e-5))]
+    fn from_running(
+        running_mean: &Bound<'_, PyAny>,
+        running_var: &Bound<'_, PyAny>,
+        weight: Option<&Bound<'_, PyAny>>,
+        bias: Option<&Bound<'_, PyAny>>,
+        eps: f64,
+    ) -> PyResult<Affine> {
+        let mean = Vector::new(running_mean, "running_mean", None)?.values;
+        let var = Vector::new(running_var, "running_var", Some(mean.len()))?.values;
+        let weight = Vector::optional(weight, "weight", mean.len())?.map(|v| v.values);
+        let bias = Vector::optional(bias, "bias", mean.len())?.map(|v| v.values);
+        check_eps(eps, false)?;
+        let affine =
+            affine::Affine::from_running(&mean, &var, weight.as_deref(), bias.as_deref(), eps)?;
+        Ok(Affine(affine))
+    }
+
+    /// What is subtracted from each channel, shape (C,).
+    #[getter]
+    fn mean<'py>(&self, py: Python<'py>) -> Array<'py> {
+        read_only(py, self.0.mean())
+    }
+
+    /// What the difference is multiplied by, shape (C,).
+    #[getter]
+    fn scale<'py>(&self, py: Python<'py>) -> Array<'py> {
+        read_only(py, self.0.scale())
+    }
+
+    /// What is added, shape (C,).
+    #[getter]
+    fn bias<'py>(&self, py: Python<'py>) -> Array<'py> {
+        read_only(py, self.0.bias())
+    }
+
+    /// Apply the transformation.
+    ///
+    /// Parameters
+    /// ----------
+    /// x : array, float32 or float64, 2 or more dimensions
+    ///     Input.
+    /// axis : int, default 1
+    ///     Channel axis.
+    /// out : array, optional
+    ///     Where to write; of x's shape and dtype, and x itself if you like.
+    ///
+    /// Returns
+    /// -------
+    /// array
+    ///     Of x's shape, dtype and memory order; `out` if given.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If x has another number of channels, or `out` does not fit.
+    /// TypeError
+    ///     If x or `out` has the wrong dtype.
+    #[pyo3(signature = (x, *, axis=1, out=None))]
+    fn __call__<'py>(
+        &self,
+        x: &Bound<'py, PyAny>,
+        axis: isize,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let x = Input::x(x, axis)?;
+        x.view.check_vector("mean", self.0.mean())?;
+        let out = Output::like(out, &x, [Named::or_itself("x", &x.given)])?;
+        apply(&x, &self.0, &out)?;
+        out.finish()
+    }
+
+    fn __reduce__<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> Reduced<'py, (Array<'py>, Array<'py>, Array<'py>)> {
+        (py.get_type::<Self>(), (self.mean(py), self.scale(py), self.bias(py)))
+    }
+
+    fn __eq__(&self, other: &Affine) -> bool {
+        self.0 == other.0
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!(
+            "Affine(mean={}, scale={}, bias={})",
+            self.mean(py).repr()?,
+            self.scale(py).repr()?,
+            self.bias(py).repr()?
+        ))
+    }
+}
+
+/// Sends `x` through `affine` to `out`.
+pub(super) fn apply(x: &Input<'_>, affine: &affine::Affine, out: &Output<'_>) -> PyResult<()> {
+    let py = x.given.py();
+    let execution = execution(py, x.bytes())?;
+    let view = x.view;
+    with_element!(x.dtype, E => {
+        let (x_, y) = (Raw(x.pointer().cast::<E>()), Raw(out.pointer().cast::<E>()));
+        // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call; `Output::like` ruled out that
+        // they overlap otherwise than by being the same; the caller checked the channels of `affine`.
+        released(py, x.bytes(), move || unsafe {
+            forward::apply_raw(view, x_.get(), affine, y.get(), execution);
+        });
+    });
+    Ok(())
+}
