@@ -182,7 +182,7 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
+    let plan = Plan::elementwise(view, size_of::<E>(), 2, execution.threads);
     let mut table = vec![E::Real::from_f64(0.0); 6 * view.channels];
     for c in 0..view.channels {
         let values =
@@ -243,7 +243,7 @@ pub(crate) unsafe fn scale_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
+    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution.threads);
     let zeros = vec![0.0; view.channels];
     let affine = Affine::new(zeros.clone(), scale.to_vec(), zeros).expect("equal lengths");
     let map = Apply { x: dy, y: dx, epilogue: Identity };

@@ -143,7 +143,7 @@ pub(crate) unsafe fn apply_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
+    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution.threads);
     let map = Apply { x, y, epilogue: Identity };
     // SAFETY: handed on to the caller.
     unsafe { sweep::map(&plan, execution.level, map, &apply::table(affine)) };

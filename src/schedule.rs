@@ -108,14 +108,16 @@ pub(crate) struct Chunk {
     pub(crate) inner: Range<usize>,
 }
 
-/// The pieces of one call.
+/// The pieces of one call, of memory that is not empty.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// The memory.
     pub(crate) view: View,
     /// How it is walked; part of the result.
     pub(crate) arrangement: Arrangement,
-    /// Parts whose sums are made separately; part of the result.
+    /// Outer blocks and elements of a run that make up a chunk, whose sums are made separately; part of the result.
+    step: Step,
+    /// Chunks.
     pub(crate) chunks: usize,
     /// Channels of a block.
     pub(crate) block: usize,
@@ -141,10 +143,7 @@ impl Plan {
         caches: Caches,
     ) -> Plan {
         let arrangement = arrangement(&view);
-        let chunks = match arrangement {
-            Arrangement::Planes if view.inner >= CHUNK => view.outer * view.inner.div_ceil(CHUNK),
-            _ => view.outer.div_ceil(chunk_outer(&view, arrangement)),
-        };
+        let step = step(&view, arrangement);
         let bytes = view.len() * itemsize;
         let workers = threads.min(1 + bytes * inputs / GRAIN);
         let channel_bytes = (view.count() * itemsize * inputs).max(1);
@@ -165,14 +164,49 @@ impl Plan {
             }
             Arrangement::Sheet { .. } => (view.channels, true),
         };
-        let block = block.clamp(1, view.channels.max(1));
-        let blocks = view.channels.div_ceil(block);
+        let plan = Plan::of(view, arrangement, step, block, workers, bytes, caches);
+        Plan { fused: fused && plan.blocks() >= workers, ..plan }
+    }
+
+    /// The plan for a sweep without sums, which goes through memory in its order.
+    pub(crate) fn elementwise(view: View, itemsize: usize, inputs: usize, threads: usize) -> Plan {
+        let arrangement = arrangement(&view);
+        let bytes = view.len() * itemsize;
+        let workers = threads.min(1 + bytes * inputs / GRAIN);
+        let width = view.channels * view.inner;
+        let (step, block) = match arrangement {
+            // A table of coefficients for each column stays in the cache for as many columns and no more.
+            Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
+                (step(&view, arrangement), (BLOCK_COLUMNS / view.inner).max(1))
+            }
+            Arrangement::Sheet { samples } => {
+                let rows = (CHUNK / (width * samples)).max(1);
+                (Step { outer: rows * samples, inner: view.inner }, view.channels)
+            }
+            Arrangement::Planes => {
+                let step = Step { outer: (CHUNK / width).max(1), inner: view.inner.min(CHUNK) };
+                (step, (CHUNK / view.inner).max(1))
+            }
+        };
+        Plan::of(view, arrangement, step, block, workers, bytes, Caches::detected())
+    }
+
+    fn of(
+        view: View,
+        arrangement: Arrangement,
+        step: Step,
+        block: usize,
+        workers: usize,
+        bytes: usize,
+        caches: Caches,
+    ) -> Plan {
         Plan {
             view,
             arrangement,
-            chunks,
-            block,
-            fused: fused && (workers == 1 || blocks >= workers),
+            chunks: view.outer.div_ceil(step.outer) * view.inner.div_ceil(step.inner),
+            step,
+            block: block.clamp(1, view.channels.max(1)),
+            fused: false,
             workers,
             stores: if bytes >= caches.last / 2 { Stores::Streamed } else { Stores::Ordinary },
         }
@@ -190,18 +224,21 @@ impl Plan {
 
     /// Chunk `i`.
     pub(crate) fn chunk(&self, i: usize) -> Chunk {
-        let view = &self.view;
-        if self.arrangement == Arrangement::Planes && view.inner >= CHUNK {
-            let per_run = view.inner.div_ceil(CHUNK);
-            let (outer, start) = (i / per_run, i % per_run * CHUNK);
-            return Chunk {
-                outer: outer..outer + 1,
-                inner: start..(start + CHUNK).min(view.inner),
-            };
+        let (view, step) = (&self.view, self.step);
+        let per_run = view.inner.div_ceil(step.inner);
+        let (outer, inner) = (i / per_run * step.outer, i % per_run * step.inner);
+        Chunk {
+            outer: outer..(outer + step.outer).min(view.outer),
+            inner: inner..(inner + step.inner).min(view.inner),
         }
-        let step = chunk_outer(view, self.arrangement);
-        Chunk { outer: i * step..((i + 1) * step).min(view.outer), inner: 0..view.inner }
     }
+}
+
+/// The size of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    outer: usize,
+    inner: usize,
 }
 
 /// How `view` is walked.
@@ -210,26 +247,24 @@ fn arrangement(view: &View) -> Arrangement {
         return Arrangement::Planes;
     }
     let width = view.channels * view.inner;
-    let unit = LANES / gcd(LANES, width.max(1));
-    let samples = if unit * width <= WIDE_ROW {
-        unit * (NARROW_ROW / (unit * width).max(1)).max(1)
-    } else {
-        1
-    };
+    let unit = LANES / gcd(LANES, width);
+    let samples =
+        if unit * width <= WIDE_ROW { unit * (NARROW_ROW / (unit * width)).max(1) } else { 1 };
     // With a row or two there is nothing to sum down a column.
     Arrangement::Sheet { samples: if view.outer / samples < FEW_ROWS { 1 } else { samples } }
 }
 
-/// Outer blocks of a chunk that is not a part of a run.
-fn chunk_outer(view: &View, arrangement: Arrangement) -> usize {
-    match arrangement {
-        Arrangement::Planes => (CHUNK / view.inner.max(1)).max(1),
+/// The chunks whose sums are made separately.
+fn step(view: &View, arrangement: Arrangement) -> Step {
+    let outer = match arrangement {
+        Arrangement::Planes => (CHUNK / view.inner).max(1),
         Arrangement::Sheet { samples } => {
-            let width = (view.channels * view.inner * samples).max(1);
-            let rows = (CHUNK / width / TILE_ROWS * TILE_ROWS).max(CHUNK_ROWS);
-            rows * samples
+            let rows = CHUNK / (view.channels * view.inner * samples) / TILE_ROWS * TILE_ROWS;
+            rows.max(CHUNK_ROWS) * samples
         }
-    }
+    };
+    let inner = if arrangement == Arrangement::Planes { view.inner.min(CHUNK) } else { view.inner };
+    Step { outer, inner }
 }
 
 fn gcd(a: usize, b: usize) -> usize {
@@ -257,8 +292,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_and_blocks_cover_everything_once(view in view(), threads in 1_usize..9) {
-            let plan = Plan::with_caches(view, 4, 1, threads, SMALL);
+        fn chunks_and_blocks_cover_everything_once(view in view(), threads in 1_usize..9, sums in any::<bool>()) {
+            let plan = if sums {
+                Plan::with_caches(view, 4, 1, threads, SMALL)
+            } else {
+                Plan::elementwise(view, 4, 1, threads)
+            };
             let mut met = 0;
             let mut last = None;
             for i in 0..plan.chunks {

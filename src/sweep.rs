@@ -1,15 +1,15 @@
 //! Sends kernels over memory: a plan's blocks of channels and chunks, on its threads.
 //!
 //! [`reduce`] and [`map`] are single sweeps. [`fused`] is both, block by block where the plan says so: the second sweep of a
-//! block runs backwards, from what the first one left in the cache. Whichever it is, the same sums are made of the same
+//! block takes its chunks in reverse, beginning with what the first one left in the cache. Whichever it is, the same sums are made of the same
 //! chunks and added by the same tree, so the results are the same bits.
 
 use crate::element::{Element, Real};
 use crate::kernels::map::{self as map_kernel, Map, Stores};
-use crate::kernels::reduce::{self as reduce_kernel, Lanes, Sheet, TILE, TILE_ROWS, Terms};
+use crate::kernels::reduce::{self as reduce_kernel, Lanes, Sheet, TILE, Terms};
 use crate::pool;
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
-use crate::simd::{Kernel, Level, Simd, fold};
+use crate::simd::{Kernel, LANES, Level, Simd, fold};
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
@@ -450,9 +450,9 @@ impl<M: Map> MapItem<'_, M> {
     #[inline(always)]
     unsafe fn planes<S: Simd>(self, simd: S) {
         let view = &self.plan.view;
-        for outer in self.chunk.outer.rev() {
-            for c in self.channels.clone().rev() {
-                for start in self.chunk.inner.clone().step_by(TILE).rev() {
+        for outer in self.chunk.outer {
+            for c in self.channels.clone() {
+                for start in self.chunk.inner.clone().step_by(TILE) {
                     let at = view.offset(outer, c, start);
                     let len = TILE.min(self.chunk.inner.end - start);
                     // SAFETY: a part of a run of the view, and the coefficients of its channel.
@@ -480,25 +480,38 @@ impl<M: Map> MapItem<'_, M> {
         let view = &self.plan.view;
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
-        let mut expanded = Vec::new();
         // SAFETY: `table` holds every coefficient of every channel.
-        let table = unsafe { self.table.add(self.channels.start) };
-        let (table, pitch) = if columns.are_channels() {
-            (table, view.channels)
-        } else {
-            expanded.reserve_exact(M::COEFFICIENTS * columns.len());
-            for k in 0..M::COEFFICIENTS {
-                // SAFETY: as above.
-                columns.expand(|c| unsafe { *table.add(k * view.channels + c) }, &mut expanded);
+        let coefficient =
+            |k, c| unsafe { *self.table.add(k * view.channels + self.channels.start + c) };
+        let streamed = self.plan.stores == Stores::Streamed && columns.len() == sheets[0].stride;
+        // Rows that are streamed without a gap need the first columns again after the last.
+        let pitch =
+            if streamed { columns.len() + LANES } else { columns.len() }.next_multiple_of(LANES);
+        let mut table = Vec::with_capacity(M::COEFFICIENTS * pitch);
+        for k in 0..M::COEFFICIENTS {
+            let start = table.len();
+            columns.expand(|c| coefficient(k, c), &mut table);
+            for i in columns.len()..pitch {
+                table.push(table[start + i % columns.len()]);
             }
-            (expanded.as_ptr(), columns.len())
-        };
-        for sheet in sheets.into_iter().rev() {
-            for row in (0..sheet.rows).step_by(TILE_ROWS).rev() {
-                let rows = TILE_ROWS.min(sheet.rows - row);
-                let part = Sheet { at: sheet.at + row * sheet.stride, rows, ..sheet };
-                // SAFETY: rows of the view, and the coefficients of each column.
-                unsafe { map_kernel::sheet(simd, self.map, part, table, pitch, self.plan.stores) };
+        }
+        for sheet in sheets {
+            // SAFETY: rows of the view, and the coefficients of each column; if streamed, rows without a gap.
+            unsafe {
+                if streamed {
+                    let len = sheet.rows * sheet.cols;
+                    map_kernel::stream(
+                        simd,
+                        self.map,
+                        sheet.at,
+                        len,
+                        columns.len(),
+                        table.as_ptr(),
+                        pitch,
+                    );
+                } else {
+                    map_kernel::sheet(simd, self.map, sheet, table.as_ptr(), pitch);
+                }
             }
         }
     }

@@ -11,7 +11,9 @@ import rustbn
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m rustbn", description=rustbn.__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rustbn", description="Batch normalization for NumPy arrays."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="version, SIMD level, threads, NumPy version")
     commands.add_parser(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from rustbn.functional import (
     Affine,
@@ -25,7 +25,8 @@ from rustbn.functional import (
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "IncompatibleKeys"]
 
-_FloatArray = NDArray[np.floating[Any]]
+_Array: TypeAlias = Any  # an array of float32 or float64, or an object with `__array__`
+_FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
 _PARAMETERS = ("weight", "bias")
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -198,11 +199,11 @@ class BatchNorm:
         self.running_var = filled(self.track_running_stats, 1.0)
         self.num_batches_tracked = 0 if self.track_running_stats else None
 
-    def __call__(self, x: ArrayLike, *, out: _FloatArray | None = None) -> _FloatArray:
+    def __call__(self, x: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
         """Return `forward(x, out=out)`."""
         return self.forward(x, out=out)
 
-    def forward(self, x: ArrayLike, *, out: _FloatArray | None = None) -> _FloatArray:
+    def forward(self, x: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
         """Normalise `x`, by the batch's statistics in training, else by the running ones.
 
         Parameters
@@ -230,8 +231,8 @@ class BatchNorm:
         numpy.exceptions.AxisError
             If `x` has no such `axis`.
         """
-        if self._ranks and np.ndim(x) not in self._ranks:
-            raise self._rank_error(np.ndim(x))
+        if self._ranks and getattr(x, "ndim", None) not in self._ranks:
+            self._check_rank(x)
 
         training = self.training and not self._frozen
         running_mean, running_var = self.running_mean, self.running_var
@@ -241,6 +242,8 @@ class BatchNorm:
             momentum = 1.0 / batches if self.momentum is None else self.momentum
         elif training:
             running_mean = running_var = None
+        if running_mean is None and self.weight is None and self.bias is None:
+            self._check_channels(x)  # the function has nothing to compare x with
 
         context: Context | None
         if training or self._frozen:
@@ -275,7 +278,7 @@ class BatchNorm:
             self.num_batches_tracked = batches
         return y
 
-    def backward(self, dy: ArrayLike, *, out: _FloatArray | None = None) -> _FloatArray:
+    def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
         """Return the gradient for the latest forward's `x`, and add those of the parameters.
 
         Parameters
@@ -311,16 +314,15 @@ class BatchNorm:
                 "eval mode, or there was none since the module was made, copied or unpickled"
             )
         dx, dweight, dbias, _ = batch_norm_backward(dy, context, out=out)
-        if dweight is not None:
-            if self.weight_grad is None:
-                self.weight_grad = dweight
-            else:
-                self.weight_grad += dweight
-        if dbias is not None:
-            if self.bias_grad is None:
-                self.bias_grad = dbias
-            else:
-                self.bias_grad += dbias
+        weight_grad, bias_grad = self.weight_grad, self.bias_grad
+        if weight_grad is None:
+            self.weight_grad = dweight
+        elif dweight is not None:
+            weight_grad += dweight
+        if bias_grad is None:
+            self.bias_grad = dbias
+        elif dbias is not None:
+            bias_grad += dbias
         assert dx is not None  # it was asked for
         return dx
 
@@ -542,14 +544,28 @@ class BatchNorm:
             f"track_running_stats={self.track_running_stats}{options})"
         )
 
-    def _rank_error(self, rank: int) -> ValueError:
+    def _check_rank(self, x: _Array) -> None:
+        if not hasattr(x, "__array__"):
+            return  # no array: the function says so
+        rank = np.ndim(x)
+        if rank in self._ranks:
+            return
         ranks = " or ".join(str(r) for r in self._ranks)
         layouts = []
         for r in self._ranks:
             names = list(_AXES_BUT_CHANNELS[r])
             names.insert(self.axis % r, "C")
             layouts.append(f"({', '.join(names)})")
-        return ValueError(f"x must have {ranks} dimensions {' or '.join(layouts)}, got {rank}")
+        raise ValueError(f"x must have {ranks} dimensions {' or '.join(layouts)}, got {rank}")
+
+    def _check_channels(self, x: _Array) -> None:
+        if not hasattr(x, "__array__"):
+            return
+        shape = np.shape(x)
+        if -len(shape) <= self.axis < len(shape) and shape[self.axis] != self.num_features:
+            raise ValueError(
+                f"x must have {self.num_features} channels along axis {self.axis}, got {shape}"
+            )
 
     def _running_statistics(self, what: str) -> tuple[_FloatArray, _FloatArray]:
         if self.running_mean is None or self.running_var is None:

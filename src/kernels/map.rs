@@ -1,16 +1,12 @@
 //! An output of each element, from inputs at the same place and per-channel coefficients.
 //!
 //! Streamed stores go past the cache, which saves reading every line of the output before it is written. They want whole
-//! aligned lines, so a run is peeled to the first line boundary of the output; a sheet is streamed where all its rows
-//! begin at the same place of a line.
+//! aligned lines, so what is written is peeled to the first line boundary of the output.
 
 use super::Fetch;
 use super::reduce::Sheet;
 use crate::element::{Element, RealVector};
 use crate::simd::{LANES, STREAM_ALIGNMENT, Simd};
-
-/// Rows of a sheet that share one fetch of the coefficients.
-const ROWS: usize = 4;
 
 /// The expression of an output.
 pub(crate) trait Map: Copy + Sync {
@@ -57,13 +53,6 @@ pub(crate) enum Stores {
     Streamed,
 }
 
-/// Elements from `p` to the next line boundary, or `None` where no element begins at one.
-#[inline(always)]
-fn to_boundary<E>(p: *mut E) -> Option<usize> {
-    let bytes = p.addr().wrapping_neg() % STREAM_ALIGNMENT;
-    bytes.is_multiple_of(size_of::<E>()).then_some(bytes / size_of::<E>())
-}
-
 /// Writes the outputs of the run of `len` elements at `at`.
 ///
 /// # Safety
@@ -83,31 +72,19 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     unsafe {
         let coefficients = M::coefficients(simd, table, pitch, Fetch::Run);
         let output = map.output().add(at);
-        let whole = |i: usize| len - (len - i) % LANES;
-        let mut i = 0;
-        match to_boundary(output) {
-            Some(head) if stores == Stores::Streamed && head < len => {
-                // A head can be longer than a vector: a line holds LANES elements or fewer, so it never is.
-                if head > 0 {
-                    let value = map.value(simd, at, head, &coefficients);
-                    M::Element::store(simd, output, head, value);
-                    i = head;
-                }
-                let end = whole(i);
-                while i < end {
-                    let value = map.value(simd, at + i, LANES, &coefficients);
-                    M::Element::stream(simd, output.add(i), value);
-                    i += LANES;
-                }
+        let head = head(output, len, stores);
+        let mut i = head.unwrap_or(0);
+        if i > 0 {
+            M::Element::store(simd, output, i, map.value(simd, at, i, &coefficients));
+        }
+        while i + LANES <= len {
+            let value = map.value(simd, at + i, LANES, &coefficients);
+            if head.is_some() {
+                M::Element::stream(simd, output.add(i), value);
+            } else {
+                M::Element::store(simd, output.add(i), LANES, value);
             }
-            _ => {
-                let end = whole(0);
-                while i < end {
-                    let value = map.value(simd, at + i, LANES, &coefficients);
-                    M::Element::store(simd, output.add(i), LANES, value);
-                    i += LANES;
-                }
-            }
+            i += LANES;
         }
         if i < len {
             let value = map.value(simd, at + i, len - i, &coefficients);
@@ -116,7 +93,18 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     }
 }
 
-/// Writes the outputs of a sheet.
+/// Elements of a streamed run before its first line boundary; `None` where it is not to be, or cannot be, streamed.
+#[inline(always)]
+fn head<E>(output: *mut E, len: usize, stores: Stores) -> Option<usize> {
+    // A line has no more elements than a vector has lanes, so a head is less than a vector.
+    let bytes = output.addr().wrapping_neg() % STREAM_ALIGNMENT;
+    let head = bytes / size_of::<E>();
+    (stores == Stores::Streamed && bytes.is_multiple_of(size_of::<E>()) && head < len)
+        .then_some(head)
+}
+
+/// Writes the outputs of a sheet through the cache. Rows go in pairs that share a fetch of the coefficients; both rows are
+/// read before one is written, as a load waits for an earlier store whose address agrees in its low bits.
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them; `table` holds the
@@ -128,93 +116,107 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
     sheet: Sheet,
     table: *const <M::Element as Element>::Real,
     pitch: usize,
-    stores: Stores,
 ) {
-    // SAFETY: the caller vouches for the sheet.
-    let output = unsafe { map.output().add(sheet.at) };
-    let aligned_rows = (sheet.stride * size_of::<M::Element>()).is_multiple_of(STREAM_ALIGNMENT);
-    let head = match to_boundary(output) {
-        Some(head) if stores == Stores::Streamed && aligned_rows && head < sheet.cols => Some(head),
-        _ => None,
-    };
     let mut row = 0;
     while row < sheet.rows {
-        let rows = ROWS.min(sheet.rows - row);
-        let part = Sheet { at: sheet.at + row * sheet.stride, rows, ..sheet };
-        // SAFETY: `part` is within the sheet; `head` is where its lines begin, in every row.
+        let at = sheet.at + row * sheet.stride;
+        let rows = (sheet.rows - row).min(2);
+        let mut col = 0;
+        // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
-            match (head, rows == ROWS) {
-                (Some(head), true) => {
-                    rows_of::<S, M, true>(simd, map, part, ROWS, table, pitch, head)
-                }
-                (Some(head), false) => {
-                    rows_of::<S, M, true>(simd, map, part, rows, table, pitch, head)
-                }
-                (None, true) => rows_of::<S, M, false>(simd, map, part, ROWS, table, pitch, 0),
-                (None, false) => rows_of::<S, M, false>(simd, map, part, rows, table, pitch, 0),
+            while col + LANES <= sheet.cols {
+                columns(simd, map, at + col, rows, sheet.stride, LANES, table.add(col), pitch);
+                col += LANES;
+            }
+            if col < sheet.cols {
+                columns(
+                    simd,
+                    map,
+                    at + col,
+                    rows,
+                    sheet.stride,
+                    sheet.cols - col,
+                    table.add(col),
+                    pitch,
+                );
             }
         }
         row += rows;
     }
 }
 
-/// A few rows side by side, a vector of columns at a time.
+/// `n` columns of one or two rows.
 ///
 /// # Safety
-/// As [`sheet`]; if `STREAM`, a line of the output begins at column `head` of every row.
-#[inline(always)]
-unsafe fn rows_of<S: Simd, M: Map, const STREAM: bool>(
-    simd: S,
-    map: M,
-    sheet: Sheet,
-    rows: usize,
-    table: *const <M::Element as Element>::Real,
-    pitch: usize,
-    head: usize,
-) {
-    let mut col = 0;
-    // SAFETY: rows and columns are within the sheet, which the caller vouches for; from `head` on, every vector begins a line.
-    unsafe {
-        if head > 0 {
-            columns::<S, M, false>(simd, map, sheet, rows, col, head, table, pitch);
-            col = head;
-        }
-        while col + LANES <= sheet.cols {
-            columns::<S, M, STREAM>(simd, map, sheet, rows, col, LANES, table, pitch);
-            col += LANES;
-        }
-        if col < sheet.cols {
-            columns::<S, M, false>(simd, map, sheet, rows, col, sheet.cols - col, table, pitch);
-        }
-    }
-}
-
-/// `n` columns of a few rows.
-///
-/// # Safety
-/// As [`sheet`]; if `STREAM`, `n` is `LANES` and a line of the output begins at column `col` of every row.
+/// As [`sheet`], of these elements.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn columns<S: Simd, M: Map, const STREAM: bool>(
+unsafe fn columns<S: Simd, M: Map>(
     simd: S,
     map: M,
-    sheet: Sheet,
+    at: usize,
     rows: usize,
-    col: usize,
+    stride: usize,
     n: usize,
     table: *const <M::Element as Element>::Real,
     pitch: usize,
 ) {
     // SAFETY: handed on to the caller.
     unsafe {
-        let coefficients = M::coefficients(simd, table.add(col), pitch, Fetch::Columns(n));
-        for row in 0..rows {
-            let at = sheet.at + row * sheet.stride + col;
-            let value = map.value(simd, at, n, &coefficients);
-            if STREAM {
-                M::Element::stream(simd, map.output().add(at), value);
+        let output = map.output();
+        let coefficients = M::coefficients(simd, table, pitch, Fetch::Columns(n));
+        let value = map.value(simd, at, n, &coefficients);
+        if rows == 2 {
+            let below = map.value(simd, at + stride, n, &coefficients);
+            M::Element::store(simd, output.add(at + stride), n, below);
+        }
+        M::Element::store(simd, output.add(at), n, value);
+    }
+}
+
+/// Writes the outputs of `len` elements at `at`, rows of `cols` columns without a gap, past the cache. Vectors go on over the
+/// ends of rows, so `table` begins anew after its last column: it holds `cols + LANES` columns.
+///
+/// # Safety
+/// Inputs and output hold the elements; the output is one of the inputs or shares no memory with them; `table` holds the
+/// coefficients of each column and of the next `LANES`, the next coefficient `pitch` on.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn stream<S: Simd, M: Map>(
+    simd: S,
+    map: M,
+    at: usize,
+    len: usize,
+    cols: usize,
+    table: *const <M::Element as Element>::Real,
+    pitch: usize,
+) {
+    // SAFETY: the offsets are within the elements, and `col` within the columns, which the caller vouches for.
+    unsafe {
+        let output = map.output().add(at);
+        let head = head(output, len, Stores::Streamed);
+        let (mut i, mut col) = (0, 0);
+        while i < len {
+            let n = match (i, head) {
+                (0, Some(head)) if head > 0 => head,
+                _ => LANES.min(len - i),
+            };
+            let coefficients = M::coefficients(simd, table.add(col), pitch, Fetch::Columns(LANES));
+            if n == LANES {
+                let value = map.value(simd, at + i, LANES, &coefficients);
+                if head.is_some() {
+                    M::Element::stream(simd, output.add(i), value);
+                } else {
+                    M::Element::store(simd, output.add(i), LANES, value);
+                }
             } else {
-                M::Element::store(simd, map.output().add(at), n, value);
+                let value = map.value(simd, at + i, n, &coefficients);
+                M::Element::store(simd, output.add(i), n, value);
+            }
+            i += n;
+            col += n;
+            while col >= cols {
+                col -= cols;
             }
         }
     }

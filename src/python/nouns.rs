@@ -101,7 +101,7 @@ impl Moments {
     /// -------
     /// array of float64, shape (C,)
     ///     Infinite or NaN where there are no more than `ddof` values.
-    #[pyo3(signature = (ddof=0.0), text_signature = "(ddof=0)")]
+    #[pyo3(signature = (ddof=0.0), text_signature = "($self, ddof=0)")]
     fn var<'py>(&self, py: Python<'py>, ddof: f64) -> Array<'py> {
         PyArray1::from_vec(py, self.0.var(ddof))
     }

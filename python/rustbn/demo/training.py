@@ -1,0 +1,104 @@
+"""The training loop."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rustbn.demo.data import Images
+from rustbn.demo.layers import Array, Sequential
+from rustbn.demo.loss import softmax_cross_entropy
+from rustbn.demo.optim import SGD
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy on held-out images after some of the steps of a training."""
+
+    steps: Array
+    accuracy: Array
+
+    @property
+    def final(self) -> float:
+        """The accuracy after the last step."""
+        return float(self.accuracy[-1])
+
+    def steps_to(self, accuracy: float) -> float:
+        """Return the first measured step with this accuracy, infinity if there is none."""
+        reached = self.steps[self.accuracy >= accuracy]
+        return float(reached[0]) if len(reached) else np.inf
+
+
+def train(
+    network: Sequential,
+    images: Images,
+    held_out: Images,
+    *,
+    rate: float,
+    steps: int,
+    rng: np.random.Generator,
+    batch: int = 64,
+    every: int = 5,
+    on_step: Callable[[], object] = lambda: None,
+) -> Curve:
+    """Train the network by SGD with momentum, and follow its accuracy on held-out images.
+
+    Parameters
+    ----------
+    network : Sequential
+        Trained in place, and left in training mode.
+    images, held_out : Images
+        To train on, and to measure the accuracy on.
+    rate : float
+        The learning rate, the same throughout.
+    steps, batch, every : int
+        The number of steps, the images a step, and the steps between two measurements.
+    rng : numpy.random.Generator
+        Draws the order of the images. Networks trained from the same state see the same batches.
+    on_step : callable
+        Called after each step.
+    """
+    optimiser = SGD(network, rate)
+    measured: list[tuple[int, float]] = []
+    # A network that diverges is a result here, not an error.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step, part in zip(range(1, steps + 1), batches(images, batch, rng), strict=False):
+            network.train()
+            network.zero_grad()
+            _, dlogits = softmax_cross_entropy(network(part.x), part.labels)
+            network.backward(dlogits)
+            optimiser.step()
+            if step % every == 0 or step == steps:
+                measured.append((step, accuracy(network, held_out)))
+            on_step()
+    network.train()
+    return Curve(*(np.array(column) for column in zip(*measured, strict=True)))
+
+
+def batches(images: Images, size: int, rng: np.random.Generator) -> Iterator[Images]:
+    """Yield batches without end, in a new order for each epoch; what is left of one is dropped."""
+    while True:
+        order = rng.permutation(len(images))
+        for start in range(0, len(order) - size + 1, size):
+            yield images[order[start : start + size]]
+
+
+def accuracy(network: Sequential, images: Images) -> float:
+    """Return the part of the images that the network, in evaluation, names right."""
+    logits = network.eval()(images.x)
+    return float(np.mean(logits.argmax(axis=1) == images.labels))
+
+
+def single_threaded_blas() -> AbstractContextManager[Any]:
+    """Keep NumPy's matrix products on one thread.
+
+    They are small: a second thread slows them down, several times when its core is busy. And the
+    order of a sum, so its rounding, depends on the number of threads; this way a training gives the
+    same network whatever the number of cores. Batch norm needs no such care.
+    """
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
+    return limits
