@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::execution::Execution;
 use crate::kernels::apply::{self, Apply};
 use crate::kernels::moments::MomentTerms;
-use crate::moments::{self, Moments};
+use crate::moments::{self, CANDIDATES, Moments};
 use crate::schedule::Plan;
 use crate::sweep;
 use crate::view::View;
@@ -93,19 +93,18 @@ pub fn batch_norm<E: Element>(
     Ok(unsafe { batch_norm_raw(view, x.as_ptr(), weight, bias, eps, y.as_mut_ptr(), execution) })
 }
 
-/// A pivot for each channel: the median of its first, middle and last element.
+/// The pivot of a channel, out of members from its first to its last.
 ///
 /// # Safety
 /// `x` holds `view`, which is not empty.
 unsafe fn pivot<E: Element>(view: &View, x: MomentTerms<E>, channel: usize) -> f64 {
-    let middle = view.count() / 2;
-    // SAFETY: three elements of the view.
-    let at = |outer, inner| unsafe { x.element(view.offset(outer, channel, inner)) };
-    moments::pivot(
-        at(0, 0),
-        at(middle / view.inner, middle % view.inner),
-        at(view.outer - 1, view.inner - 1),
-    )
+    let last = view.count() - 1;
+    moments::pivot(std::array::from_fn(|i| {
+        // Whole steps first: the product of a count and a number could overflow.
+        let at = last / (CANDIDATES - 1) * i + last % (CANDIDATES - 1) * i / (CANDIDATES - 1);
+        // SAFETY: an element of the view.
+        unsafe { x.element(view.offset(at / view.inner, channel, at % view.inner)) }
+    }))
 }
 
 /// [`moments`] of the elements at `x`.

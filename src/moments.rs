@@ -6,8 +6,9 @@
 //!
 //! 1. Differences of `f32` and narrower are exact in `f64`, or rounded at 2⁻⁵³: nothing is lost however large
 //!    |mean| / std is. A constant channel gives `S1 = S2 = 0`, so `m2` is exactly 0.
-//! 2. The subtraction `S2 - S1² / n` cancels by the factor `1 + (p - mean)² / var`. The pivot is the median of the channel's
-//!    first, middle and last element, so that one outlier, wherever it stands, is not the pivot.
+//! 2. The subtraction `S2 - S1² / n` cancels by the factor `1 + (p - mean)² / var`, so the pivot should be typical of the
+//!    channel. It is the median of the medians of three times three members, from all over the channel: a few outliers,
+//!    wherever they stand, are not the pivot.
 //! 3. Sums about one pivot add; parts with different pivots merge by eq. 2.1 of the same paper, in [`Moments::merge`].
 
 use crate::affine;
@@ -167,20 +168,25 @@ pub(crate) fn mean_and_m2(count: u64, pivot: f64, sums: [f64; 2]) -> (f64, f64) 
     (pivot + shift, if m2 < 0.0 { 0.0 } else { m2 })
 }
 
-/// `1 / sqrt(var + eps)` with the biased variance.
+/// `1 / sqrt(var + eps)` with the biased variance, which is 0 where there are no values.
 #[inline]
 pub(crate) fn invstd(count: u64, m2: f64, eps: f64) -> f64 {
-    affine::invstd(m2 / count as f64, eps)
+    affine::invstd(m2 / count.max(1) as f64, eps)
 }
 
-/// A pivot for a channel out of three of its members: their median, or 0 where one is not finite (the channel's statistics
-/// are NaN or infinite then, whatever the pivot).
+/// Members of a channel that [`pivot`] chooses from.
+pub(crate) const CANDIDATES: usize = 9;
+
+/// A pivot for a channel out of members of it: their ninther (Tukey 1978), or 0 where one is not finite (the channel's
+/// statistics are NaN or infinite then, whatever the pivot).
 #[inline]
-pub(crate) fn pivot(a: f64, b: f64, c: f64) -> f64 {
-    if !(a.is_finite() && b.is_finite() && c.is_finite()) {
+pub(crate) fn pivot(members: [f64; CANDIDATES]) -> f64 {
+    if !members.iter().all(|x| x.is_finite()) {
         return 0.0;
     }
-    a.max(b).min(a.min(b).max(c))
+    let median = |a: f64, b: f64, c: f64| a.max(b).min(a.min(b).max(c));
+    let [a, b, c, d, e, f, g, h, i] = members;
+    median(median(a, d, g), median(b, e, h), median(c, f, i))
 }
 
 #[cfg(test)]
@@ -219,14 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn the_pivot_is_the_median() {
-        for [a, b, c] in
-            [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [2.0, 3.0, 1.0], [2.0, 2.0, 9.0], [-1.0, 2.0, 2.0]]
-        {
-            assert_eq!(pivot(a, b, c), 2.0);
+    fn the_pivot_is_typical() {
+        assert_eq!(pivot([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]), 5.0);
+        assert_eq!(pivot([9.0, 2.0, 1.0, 4.0, 5.0, 8.0, 7.0, 6.0, 3.0]), 5.0);
+        assert_eq!(pivot([4.0; CANDIDATES]), 4.0);
+        for outlier in 0..CANDIDATES {
+            let mut members = [4.0; CANDIDATES];
+            members[outlier] = 1e9;
+            assert_eq!(pivot(members), 4.0, "an outlier at {outlier}");
+            members[outlier] = f64::NAN;
+            assert_eq!(pivot(members), 0.0, "NaN at {outlier}");
         }
-        assert_eq!(pivot(f64::NAN, 1.0, 2.0), 0.0);
-        assert_eq!(pivot(1.0, f64::INFINITY, 2.0), 0.0);
+        let first_three = [1e9, -1e9, 1e9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+        assert_eq!(pivot(first_three), 1.0);
     }
 
     #[test]

@@ -23,6 +23,9 @@ use std::sync::OnceLock;
 /// Runs shorter than this are columns of a sheet, where there are enough rows.
 const SHORT_RUN: usize = 256;
 
+/// Runs shorter than this end before the processor has found out that they are runs.
+const LONG_RUN: usize = 4096;
+
 /// Rows below which a sheet does not pay: each row must share the cost of folding the columns.
 const FEW_ROWS: usize = 4;
 
@@ -42,7 +45,7 @@ const NARROW_ROW: usize = 64;
 pub(crate) const BLOCK: usize = 16;
 
 /// Columns of a block of a sheet: sums, centres and coefficients of a block stay in the first-level cache.
-const BLOCK_COLUMNS: usize = 1024;
+const BLOCK_COLUMNS: usize = 512;
 
 /// Columns of a strip that is walked over all rows before the next: shorter pieces of rows waste what memory fetches.
 const STRIP_COLUMNS: usize = 64;
@@ -127,6 +130,8 @@ pub(crate) struct Plan {
     pub(crate) workers: usize,
     /// How outputs are written.
     pub(crate) stores: Stores,
+    /// How far ahead of the second sweep its inputs are asked for: in the next block.
+    pub(crate) ahead: usize,
 }
 
 impl Plan {
@@ -165,7 +170,11 @@ impl Plan {
             Arrangement::Sheet { .. } => (view.channels, true),
         };
         let plan = Plan::of(view, arrangement, step, block, workers, bytes, caches);
-        Plan { fused: fused && plan.blocks() >= workers, ..plan }
+        let fused = fused && plan.blocks() >= workers;
+        // Long runs are fetched ahead by the processor itself; what is in the cache anyway need not be.
+        let helps = fused && view.inner < LONG_RUN && bytes >= caches.last / 4;
+        let ahead = if helps { plan.block * view.inner } else { 0 };
+        Plan { fused, ahead, ..plan }
     }
 
     /// The plan for a sweep without sums, which goes through memory in its order.
@@ -209,6 +218,7 @@ impl Plan {
             fused: false,
             workers,
             stores: if bytes >= caches.last / 2 { Stores::Streamed } else { Stores::Ordinary },
+            ahead: 0,
         }
     }
 

@@ -368,25 +368,34 @@ impl<T: Terms> ReduceItem<'_, T> {
         let columns =
             Columns { samples, channels: self.channels.len(), inner: self.plan.view.inner };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
-        if columns.are_channels() {
-            first.fill(0.0);
-            second.fill(0.0);
-            let sums = [first.as_mut_ptr(), second.as_mut_ptr()];
-            // SAFETY: rows of the view, which the caller vouches for; a centre and two sums for each channel.
-            unsafe {
-                reduce_kernel::sheet(simd, self.terms, sheets[0], self.centers.as_ptr(), sums)
-            };
-            return;
-        }
-        let mut centers = Vec::with_capacity(columns.len());
-        columns.expand(|c| self.centers[c], &mut centers);
-        let mut sums = vec![0.0; 2 * columns.len()];
-        let (firsts, seconds) = sums.split_at_mut(columns.len());
+        let [mut centers, mut sums] = [const { Vec::new() }; 2];
+        let centers = if columns.are_channels() {
+            self.centers
+        } else {
+            columns.expand(|c| self.centers[c], &mut centers);
+            &centers
+        };
+        // The sums of all columns, and those of the tile at hand.
+        sums.resize(4 * columns.len(), 0.0);
+        let (sums, tile) = sums.split_at_mut(2 * columns.len());
+        let pair = |values: &mut [f64]| {
+            let (a, b) = values.split_at_mut(columns.len());
+            [a.as_mut_ptr(), b.as_mut_ptr()]
+        };
         for sheet in sheets {
-            let sums = [firsts.as_mut_ptr(), seconds.as_mut_ptr()];
-            // SAFETY: rows of the view, which the caller vouches for; a centre and two sums for each column.
-            unsafe { reduce_kernel::sheet(simd, self.terms, sheet, centers.as_ptr(), sums) };
+            // SAFETY: rows of the view, which the caller vouches for; a centre, two sums and two of a tile for each column.
+            unsafe {
+                reduce_kernel::sheet(
+                    simd,
+                    self.terms,
+                    sheet,
+                    centers.as_ptr(),
+                    pair(sums),
+                    pair(tile),
+                );
+            }
         }
+        let (firsts, seconds) = sums.split_at(columns.len());
         for (totals, columns_of) in [(first, firsts), (second, seconds)] {
             totals.fill(0.0);
             for sample in columns_of.chunks_exact(columns.channels * columns.inner) {
@@ -452,22 +461,21 @@ impl<M: Map> MapItem<'_, M> {
         let view = &self.plan.view;
         for outer in self.chunk.outer {
             for c in self.channels.clone() {
-                for start in self.chunk.inner.clone().step_by(TILE) {
-                    let at = view.offset(outer, c, start);
-                    let len = TILE.min(self.chunk.inner.end - start);
-                    // SAFETY: a part of a run of the view, and the coefficients of its channel.
-                    unsafe {
-                        let table = self.table.add(c);
-                        map_kernel::run(
-                            simd,
-                            self.map,
-                            at,
-                            len,
-                            table,
-                            view.channels,
-                            self.plan.stores,
-                        );
-                    }
+                let at = view.offset(outer, c, self.chunk.inner.start);
+                let len = self.chunk.inner.len();
+                // SAFETY: a part of a run of the view, and the coefficients of its channel.
+                unsafe {
+                    let table = self.table.add(c);
+                    map_kernel::run(
+                        simd,
+                        self.map,
+                        at,
+                        len,
+                        table,
+                        view.channels,
+                        self.plan.stores,
+                        self.plan.ahead,
+                    );
                 }
             }
         }
@@ -510,7 +518,14 @@ impl<M: Map> MapItem<'_, M> {
                         pitch,
                     );
                 } else {
-                    map_kernel::sheet(simd, self.map, sheet, table.as_ptr(), pitch);
+                    map_kernel::sheet(
+                        simd,
+                        self.map,
+                        sheet,
+                        table.as_ptr(),
+                        pitch,
+                        self.plan.ahead,
+                    );
                 }
             }
         }

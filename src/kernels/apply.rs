@@ -55,6 +55,11 @@ impl<E: Element, P: Epilogue> Map for Apply<E, P> {
     }
 
     #[inline(always)]
+    fn prefetch<S: Simd>(self, simd: S, at: usize) {
+        simd.prefetch(self.x.wrapping_add(at));
+    }
+
+    #[inline(always)]
     unsafe fn coefficients<S: Simd>(
         _: S,
         table: *const E::Real,

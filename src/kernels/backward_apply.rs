@@ -42,6 +42,12 @@ impl<E: Element> Map for BackwardApply<E> {
     }
 
     #[inline(always)]
+    fn prefetch<S: Simd>(self, simd: S, at: usize) {
+        simd.prefetch(self.dy.wrapping_add(at));
+        simd.prefetch(self.x.wrapping_add(at));
+    }
+
+    #[inline(always)]
     unsafe fn coefficients<S: Simd>(
         _: S,
         table: *const E::Real,

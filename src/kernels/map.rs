@@ -20,6 +20,9 @@ pub(crate) trait Map: Copy + Sync {
     /// The output's memory.
     fn output(self) -> *mut Self::Element;
 
+    /// Asks for the inputs at offset `at`, which may lie beyond their end.
+    fn prefetch<S: Simd>(self, simd: S, at: usize);
+
     /// The coefficients at `table`, the next coefficient of the same channel being `pitch` on.
     ///
     /// # Safety
@@ -67,6 +70,7 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     table: *const <M::Element as Element>::Real,
     pitch: usize,
     stores: Stores,
+    ahead: usize,
 ) {
     // SAFETY: the offsets are within the run, which the caller vouches for; a streamed store begins at a line boundary.
     unsafe {
@@ -83,6 +87,9 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
                 M::Element::stream(simd, output.add(i), value);
             } else {
                 M::Element::store(simd, output.add(i), LANES, value);
+            }
+            if ahead > 0 {
+                map.prefetch(simd, at + i + ahead);
             }
             i += LANES;
         }
@@ -116,6 +123,7 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
     sheet: Sheet,
     table: *const <M::Element as Element>::Real,
     pitch: usize,
+    ahead: usize,
 ) {
     let mut row = 0;
     while row < sheet.rows {
@@ -126,6 +134,10 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
         unsafe {
             while col + LANES <= sheet.cols {
                 columns(simd, map, at + col, rows, sheet.stride, LANES, table.add(col), pitch);
+                if ahead > 0 {
+                    map.prefetch(simd, at + col + ahead);
+                    map.prefetch(simd, at + col + sheet.stride + ahead);
+                }
                 col += LANES;
             }
             if col < sheet.cols {

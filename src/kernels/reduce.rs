@@ -2,10 +2,14 @@
 //!
 //! How a sum is built up is part of the result, so every number below is a constant:
 //!
-//! 1. A run is cut into tiles of [`TILE`] elements. Element `i` of a tile goes to lane `i % 16`; the lanes of a tile start at
-//!    zero and are added to those of the channel. Chains of additions stay short, and with them the rounding.
-//! 2. A sheet is cut into tiles of [`TILE_ROWS`] rows. Each column is summed down a tile starting at zero, and the tile is
-//!    added to the column's sum.
+//! 1. A run is cut into tiles of [`TILE`] elements. Element `i` of a tile goes to lane `i % 16`; four vectors are added to
+//!    each other before they are added to the tile's lanes, which start at zero and are added to those of the channel.
+//! 2. A sheet is cut into tiles of [`TILE_ROWS`] rows. Four rows of a column are added to each other before they are added
+//!    to the tile's sum, which starts at zero and is added to that of the column.
+//!
+//! Chains of additions are short because rounding is not always fair: squares of numbers on a grid, which is what `f32` data
+//! is, leave remainders that round down more often than up, and the error of a chain grows with its length instead of
+//! the root of it.
 //!
 //! A tail is a partial load: its missing lanes are zero in every input and in the centre, and contribute zero.
 
@@ -14,10 +18,10 @@ use crate::element;
 use crate::simd::{LANES, Simd, Vector, fold};
 
 /// Elements of a run that are summed before they are added to the channel's lanes.
-pub(crate) const TILE: usize = 4096;
+pub(crate) const TILE: usize = 1024;
 
 /// Rows of a sheet that are summed before they are added to the columns' sums.
-pub(crate) const TILE_ROWS: usize = 16;
+pub(crate) const TILE_ROWS: usize = 64;
 
 /// Two sums, a lane of each for every lane of a vector.
 #[derive(Clone, Copy)]
@@ -55,26 +59,52 @@ pub(crate) unsafe fn run<S: Simd, T: Terms>(
     // SAFETY: the offsets are within the run, which the caller vouches for; `simd` is the token for its vectors; `lanes` and
     // `centers` are arrays of LANES.
     unsafe {
-        let [mut first, mut second] = [S::F64::splat(0.0); 2];
+        let mut sums = [S::F64::splat(0.0); 2];
         let full = S::F64::splat(center);
-        let whole = len - len % LANES;
         let mut i = 0;
-        while i < whole {
-            let [a, b] = terms.terms(simd, at + i, LANES, full);
-            first = first + a;
-            second = second + b;
+        while i + 4 * LANES <= len {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|k| at + i + k * LANES);
+            sums = add(sums, four(simd, terms, [a, b, c, d], LANES, full));
+            i += 4 * LANES;
+        }
+        while i + LANES <= len {
+            sums = add(sums, terms.terms(simd, at + i, LANES, full));
             i += LANES;
         }
         if i < len {
             let centers = [center; LANES];
             let partial = S::F64::load_partial(centers.as_ptr(), len - i);
-            let [a, b] = terms.terms(simd, at + i, len - i, partial);
-            first = first + a;
-            second = second + b;
+            sums = add(sums, terms.terms(simd, at + i, len - i, partial));
         }
-        let [firsts, seconds] = &mut lanes.0;
-        (S::F64::load(firsts.as_ptr()) + first).store(firsts.as_mut_ptr());
-        (S::F64::load(seconds.as_ptr()) + second).store(seconds.as_mut_ptr());
+        for (lanes, sum) in lanes.0.iter_mut().zip(sums) {
+            (S::F64::load(lanes.as_ptr()) + sum).store(lanes.as_mut_ptr());
+        }
+    }
+}
+
+/// Both sums of two pairs.
+#[inline(always)]
+fn add<V: Vector>([a, b]: [V; 2], [c, d]: [V; 2]) -> [V; 2] {
+    [a + c, b + d]
+}
+
+/// The terms of four vectors of `n` elements each, added up.
+///
+/// # Safety
+/// As [`Terms::terms`], at each of the offsets.
+#[inline(always)]
+unsafe fn four<S: Simd, T: Terms>(
+    simd: S,
+    terms: T,
+    [a, b, c, d]: [usize; 4],
+    n: usize,
+    center: S::F64,
+) -> [S::F64; 2] {
+    // SAFETY: handed on to the caller.
+    unsafe {
+        let first = add(terms.terms(simd, a, n, center), terms.terms(simd, b, n, center));
+        let second = add(terms.terms(simd, c, n, center), terms.terms(simd, d, n, center));
+        add(first, second)
     }
 }
 
@@ -91,10 +121,11 @@ pub(crate) struct Sheet {
     pub(crate) cols: usize,
 }
 
-/// Adds the terms of each column of a sheet to its two sums.
+/// Adds the terms of each column of a sheet to its two sums. Memory is met four rows side by side.
 ///
 /// # Safety
-/// The inputs hold the sheet; `centers` and both `sums` hold a value for each column.
+/// The inputs hold the sheet; `centers`, both `sums` and both `tile` hold a value for each column, those of `tile` zero, as
+/// they are again afterwards.
 #[inline(always)]
 pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
     simd: S,
@@ -102,72 +133,73 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
     sheet: Sheet,
     centers: *const f64,
     sums: [*mut f64; 2],
+    tile: [*mut f64; 2],
 ) {
     let mut row = 0;
     while row < sheet.rows {
-        let rows = TILE_ROWS.min(sheet.rows - row);
+        let rows = if row + 4 <= sheet.rows { 4 } else { 1 };
         let at = sheet.at + row * sheet.stride;
         let mut col = 0;
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
             while col + LANES <= sheet.cols {
-                column(
+                columns(
                     simd,
                     terms,
-                    at + col,
-                    sheet.stride,
-                    rows,
-                    LANES,
+                    [at + col, sheet.stride, rows, LANES],
                     centers.add(col),
-                    sums.map(|s| s.add(col)),
+                    tile.map(|s| s.add(col)),
                 );
                 col += LANES;
             }
             if col < sheet.cols {
                 let n = sheet.cols - col;
-                column(
+                columns(
                     simd,
                     terms,
-                    at + col,
-                    sheet.stride,
-                    rows,
-                    n,
+                    [at + col, sheet.stride, rows, n],
                     centers.add(col),
-                    sums.map(|s| s.add(col)),
+                    tile.map(|s| s.add(col)),
                 );
             }
         }
         row += rows;
+        if row % TILE_ROWS == 0 || row == sheet.rows {
+            for (sum, tile) in sums.into_iter().zip(tile) {
+                for col in 0..sheet.cols {
+                    // SAFETY: both hold a value for each column.
+                    unsafe {
+                        *sum.add(col) += *tile.add(col);
+                        *tile.add(col) = 0.0;
+                    }
+                }
+            }
+        }
     }
 }
 
-/// One tile of `n` columns.
+/// Adds the terms of four rows, or one, of `n` columns to those of the tile.
 ///
 /// # Safety
-/// The inputs hold `n` elements in each row; `centers` and both `sums` hold `n` values.
+/// The inputs hold `n` elements in each row; `centers` and both of `tile` hold `n` values.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn column<S: Simd, T: Terms>(
+unsafe fn columns<S: Simd, T: Terms>(
     simd: S,
     terms: T,
-    at: usize,
-    stride: usize,
-    rows: usize,
-    n: usize,
+    [at, stride, rows, n]: [usize; 4],
     centers: *const f64,
-    sums: [*mut f64; 2],
+    tile: [*mut f64; 2],
 ) {
     // SAFETY: handed on to the caller; `simd` is the token for its vectors.
     unsafe {
         let center = Fetch::Columns(n).vector::<S::F64>(centers);
-        let [mut first, mut second] = [S::F64::splat(0.0); 2];
-        for row in 0..rows {
-            let [a, b] = terms.terms(simd, at + row * stride, n, center);
-            first = first + a;
-            second = second + b;
-        }
-        for (sum, tile) in sums.into_iter().zip([first, second]) {
-            element::store(sum, n, element::load::<S::F64>(sum, n) + tile);
+        let sums = if rows == 4 {
+            four(simd, terms, [0, 1, 2, 3].map(|row| at + row * stride), n, center)
+        } else {
+            terms.terms(simd, at, n, center)
+        };
+        for (tile, sum) in tile.into_iter().zip(sums) {
+            element::store(tile, n, element::load::<S::F64>(tile, n) + sum);
         }
     }
 }

@@ -91,6 +91,45 @@ fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntyp
     Error::DType { argument, expected: expected.to_owned(), got: array.dtype().to_string() }
 }
 
+/// Scalars and objects by the name of their argument, for `from_py_with`: an exception must name what it refuses.
+pub(super) mod argument {
+    use super::kind_error;
+    use crate::python::context::Context;
+    use crate::python::nouns::{GradSums, Moments};
+    use pyo3::prelude::*;
+
+    macro_rules! scalar {
+        ($($name:ident: $type:ty, $expected:literal;)+) => {$(
+            pub(in crate::python) fn $name(any: &Bound<'_, PyAny>) -> PyResult<$type> {
+                any.extract().map_err(|_| kind_error(stringify!($name), $expected, any))
+            }
+        )+};
+    }
+    scalar! {
+        training: bool, "a bool";
+        momentum: f64, "a real number";
+        eps: f64, "a real number";
+        ddof: f64, "a real number";
+        axis: isize, "a whole number";
+        count: i64, "a whole number";
+        n: isize, "a whole number";
+    }
+
+    macro_rules! object {
+        ($($name:ident: $class:ty, $expected:literal;)+) => {$(
+            pub(in crate::python) fn $name<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, $class>> {
+                any.cast().cloned().map_err(|_| kind_error(stringify!($name), $expected, any))
+            }
+        )+};
+    }
+    object! {
+        ctx: Context, "a Context";
+        moments: Moments, "a Moments";
+        other: Moments, "a Moments";
+        grad_sums: GradSums, "a GradSums";
+    }
+}
+
 fn kind_error(argument: &'static str, expected: &'static str, any: &Bound<'_, PyAny>) -> PyErr {
     let got = any.get_type().name().map_or_else(|_| String::from("?"), |name| name.to_string());
     Error::Kind { argument, expected, got }.into()

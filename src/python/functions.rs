@@ -1,6 +1,6 @@
 //! The functions, in the order of the contract.
 
-use super::array::{Input, Named, Output, Vector, with_element};
+use super::array::{Input, Named, Output, Vector, argument, with_element};
 use super::context::{self, Context, Needs};
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
@@ -207,10 +207,10 @@ pub(super) fn batch_norm<'py>(
     running_var: Option<&Bound<'py, PyAny>>,
     weight: Option<&Bound<'py, PyAny>>,
     bias: Option<&Bound<'py, PyAny>>,
-    training: bool,
-    momentum: f64,
-    eps: f64,
-    axis: isize,
+    #[pyo3(from_py_with = argument::training)] training: bool,
+    #[pyo3(from_py_with = argument::momentum)] momentum: f64,
+    #[pyo3(from_py_with = argument::eps)] eps: f64,
+    #[pyo3(from_py_with = argument::axis)] axis: isize,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let arguments = Arguments {
@@ -265,10 +265,10 @@ pub(super) fn batch_norm_forward<'py>(
     running_var: Option<&Bound<'py, PyAny>>,
     weight: Option<&Bound<'py, PyAny>>,
     bias: Option<&Bound<'py, PyAny>>,
-    training: bool,
-    momentum: f64,
-    eps: f64,
-    axis: isize,
+    #[pyo3(from_py_with = argument::training)] training: bool,
+    #[pyo3(from_py_with = argument::momentum)] momentum: f64,
+    #[pyo3(from_py_with = argument::eps)] eps: f64,
+    #[pyo3(from_py_with = argument::axis)] axis: isize,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Bound<'py, PyAny>, Context)> {
     let arguments = Arguments {
@@ -347,11 +347,11 @@ pub(super) fn batch_norm_forward<'py>(
 pub(super) fn batch_norm_backward<'py>(
     py: Python<'py>,
     dy: &Bound<'py, PyAny>,
-    ctx: &Context,
+    #[pyo3(from_py_with = argument::ctx)] ctx: Bound<'py, Context>,
     out: Option<&Bound<'py, PyAny>>,
     needs: Needs,
 ) -> PyResult<Bound<'py, PyAny>> {
-    context::gradients(py, dy, ctx, out, needs)
+    context::gradients(py, dy, ctx.get(), out, needs)
 }
 
 /// Count, mean and sum of squared deviations of each channel.
@@ -381,7 +381,10 @@ pub(super) fn batch_norm_backward<'py>(
 ///     If there is no such axis.
 #[pyfunction]
 #[pyo3(signature = (x, *, axis=1))]
-pub(super) fn moments(x: &Bound<'_, PyAny>, axis: isize) -> PyResult<nouns::Moments> {
+pub(super) fn moments(
+    x: &Bound<'_, PyAny>,
+    #[pyo3(from_py_with = argument::axis)] axis: isize,
+) -> PyResult<nouns::Moments> {
     let x = Input::x(x, axis)?;
     let (py, bytes) = (x.given.py(), x.bytes());
     let execution = execution(py, bytes)?;
@@ -423,13 +426,14 @@ pub(super) fn backward_reduce(
     py: Python<'_>,
     dy: &Bound<'_, PyAny>,
     x: &Bound<'_, PyAny>,
-    moments: &nouns::Moments,
-    axis: isize,
+    #[pyo3(from_py_with = argument::moments)] moments: Bound<'_, nouns::Moments>,
+    #[pyo3(from_py_with = argument::axis)] axis: isize,
 ) -> PyResult<nouns::GradSums> {
     let x = Input::x(x, axis)?;
     let dy = Input::dy(dy, &x)?;
-    x.view.check_vector("moments", moments.0.mean())?;
-    Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments.0.mean())?))
+    let moments = &moments.get().0;
+    x.view.check_vector("moments", moments.mean())?;
+    Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments.mean())?))
 }
 
 /// The gradient with respect to x from statistics and sums of the whole batch: the second half of backward.
@@ -471,27 +475,29 @@ pub(super) fn backward_apply<'py>(
     py: Python<'py>,
     dy: &Bound<'py, PyAny>,
     x: &Bound<'py, PyAny>,
-    moments: &nouns::Moments,
-    grad_sums: &nouns::GradSums,
+    #[pyo3(from_py_with = argument::moments)] moments: Bound<'_, nouns::Moments>,
+    #[pyo3(from_py_with = argument::grad_sums)] grad_sums: Bound<'_, nouns::GradSums>,
     weight: Option<&Bound<'py, PyAny>>,
-    eps: f64,
-    axis: isize,
+    #[pyo3(from_py_with = argument::eps)] eps: f64,
+    #[pyo3(from_py_with = argument::axis)] axis: isize,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(x, axis)?;
     let dy = Input::dy(dy, &x)?;
-    x.view.check_vector("moments", moments.0.mean())?;
-    x.view.check_vector("grad_sums", grad_sums.0.sum_dy())?;
+    let moments = &moments.get().0;
+    x.view.check_vector("moments", moments.mean())?;
+    let grad_sums = &grad_sums.get().0;
+    x.view.check_vector("grad_sums", grad_sums.sum_dy())?;
     let weight = Vector::optional(weight, "weight", x.view.channels)?;
     check_eps(eps, true)?;
-    if moments.0.count() < 2 && !x.view.is_empty() {
-        let (purpose, got) = ("gradients through batch statistics", moments.0.count());
+    if moments.count() < 2 && !x.view.is_empty() {
+        let (purpose, got) = ("gradients through batch statistics", moments.count());
         return Err(Error::TooFewValues { argument: "moments", purpose, got }.into());
     }
     let others = [Named::or_itself("dy", &dy.given), Named::apart("x", &x.given)];
     let others = others.into_iter().chain(weight.iter().map(|w| Named::apart("weight", &w.array)));
     let out = Output::like(out, &x, others)?;
     let weight = weight.as_ref().map(|vector| vector.values.as_slice());
-    context::apply(py, &dy, &x, &moments.0, &grad_sums.0, weight, eps, &out)?;
+    context::apply(py, &dy, &x, moments, grad_sums, weight, eps, &out)?;
     out.finish()
 }

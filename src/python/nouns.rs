@@ -1,6 +1,6 @@
 //! `Moments`, `GradSums` and `Affine` as Python classes: immutable, comparable, picklable.
 
-use super::array::{Input, Named, Output, Vector, read_only, with_element};
+use super::array::{Input, Named, Output, Vector, argument, read_only, with_element};
 use super::functions::check_eps;
 use super::run::{Raw, execution, released};
 use crate::error::Error;
@@ -41,7 +41,11 @@ pub(super) struct Moments(pub(super) moments::Moments);
 #[pymethods]
 impl Moments {
     #[new]
-    fn new(count: i64, mean: &Bound<'_, PyAny>, m2: &Bound<'_, PyAny>) -> PyResult<Self> {
+    fn new(
+        #[pyo3(from_py_with = argument::count)] count: i64,
+        mean: &Bound<'_, PyAny>,
+        m2: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
         let expected = "0 or more";
         let count = u64::try_from(count).map_err(|_| Error::Range {
             argument: "count",
@@ -86,8 +90,11 @@ impl Moments {
     /// ------
     /// ValueError
     ///     If the channels differ in number.
-    fn merge(&self, other: &Moments) -> PyResult<Moments> {
-        Ok(Moments(self.0.merge(&other.0)?))
+    fn merge(
+        &self,
+        #[pyo3(from_py_with = argument::other)] other: Bound<'_, Moments>,
+    ) -> PyResult<Moments> {
+        Ok(Moments(self.0.merge(&other.get().0)?))
     }
 
     /// Variance of each channel.
@@ -102,7 +109,11 @@ impl Moments {
     /// array of float64, shape (C,)
     ///     Infinite or NaN where there are no more than `ddof` values.
     #[pyo3(signature = (ddof=0.0), text_signature = "($self, ddof=0)")]
-    fn var<'py>(&self, py: Python<'py>, ddof: f64) -> Array<'py> {
+    fn var<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = argument::ddof)] ddof: f64,
+    ) -> Array<'py> {
         PyArray1::from_vec(py, self.0.var(ddof))
     }
 
@@ -117,7 +128,11 @@ impl Moments {
     /// -------
     /// array of float64, shape (C,)
     #[pyo3(signature = (eps=1e-5))]
-    fn invstd<'py>(&self, py: Python<'py>, eps: f64) -> PyResult<Array<'py>> {
+    fn invstd<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = argument::eps)] eps: f64,
+    ) -> PyResult<Array<'py>> {
         check_eps(eps, false)?;
         Ok(PyArray1::from_vec(py, self.0.invstd(eps)))
     }
@@ -144,7 +159,7 @@ impl Moments {
         &self,
         running_mean: &Bound<'_, PyAny>,
         running_var: &Bound<'_, PyAny>,
-        momentum: f64,
+        #[pyo3(from_py_with = argument::momentum)] momentum: f64,
     ) -> PyResult<()> {
         let channels = self.0.mean().len();
         let running = Running::new(running_mean, running_var, channels)?;
@@ -326,21 +341,17 @@ impl Affine {
     #[staticmethod]
     #[pyo3(signature = (moments, weight=None, bias=None, eps=1e-5))]
     fn from_moments(
-        moments: &Moments,
+        #[pyo3(from_py_with = argument::moments)] moments: Bound<'_, Moments>,
         weight: Option<&Bound<'_, PyAny>>,
         bias: Option<&Bound<'_, PyAny>>,
-        eps: f64,
+        #[pyo3(from_py_with = argument::eps)] eps: f64,
     ) -> PyResult<Affine> {
-        let channels = moments.0.mean().len();
+        let moments = &moments.get().0;
+        let channels = moments.mean().len();
         let weight = Vector::optional(weight, "weight", channels)?.map(|v| v.values);
         let bias = Vector::optional(bias, "bias", channels)?.map(|v| v.values);
         check_eps(eps, false)?;
-        Ok(Affine(affine::Affine::from_moments(
-            &moments.0,
-            weight.as_deref(),
-            bias.as_deref(),
-            eps,
-        )?))
+        Ok(Affine(affine::Affine::from_moments(moments, weight.as_deref(), bias.as_deref(), eps)?))
     }
 
     /// Normalisation with running statistics: batch normalization at inference (Ioffe & Szegedy 2015, Algorithm 2).
@@ -369,7 +380,7 @@ impl Affine {
         running_var: &Bound<'_, PyAny>,
         weight: Option<&Bound<'_, PyAny>>,
         bias: Option<&Bound<'_, PyAny>>,
-        eps: f64,
+        #[pyo3(from_py_with = argument::eps)] eps: f64,
     ) -> PyResult<Affine> {
         let mean = Vector::new(running_mean, "running_mean", None)?.values;
         let var = Vector::new(running_var, "running_var", Some(mean.len()))?.values;
@@ -425,7 +436,7 @@ impl Affine {
     fn __call__<'py>(
         &self,
         x: &Bound<'py, PyAny>,
-        axis: isize,
+        #[pyo3(from_py_with = argument::axis)] axis: isize,
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let x = Input::x(x, axis)?;

@@ -1,5 +1,6 @@
 //! How a call from Python runs: its threads, and when the interpreter is released.
 
+use super::array::argument;
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::pool;
@@ -88,7 +89,7 @@ pub(super) fn get_num_threads(py: Python<'_>) -> PyResult<usize> {
 /// ValueError
 ///     If `n` is not positive.
 #[pyfunction]
-pub(super) fn set_num_threads(n: isize) -> PyResult<()> {
+pub(super) fn set_num_threads(#[pyo3(from_py_with = argument::n)] n: isize) -> PyResult<()> {
     let expected = "a positive whole number";
     let positive = usize::try_from(n).map_err(|_| Error::Range {
         argument: "n",

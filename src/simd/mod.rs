@@ -130,6 +130,9 @@ pub trait Simd: Copy {
 
     /// Orders streamed stores before whatever follows.
     fn fence(self);
+
+    /// Asks for the line at `p` to be brought into the cache; any address will do.
+    fn prefetch<T>(self, p: *const T);
 }
 
 /// Work that is compiled for every instruction set.

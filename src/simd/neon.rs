@@ -23,6 +23,9 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn fence(self) {}
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
 }
 
 /// Four `f32`.

@@ -13,6 +13,9 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn fence(self) {}
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
 }
 
 /// Sixteen lanes as an array.

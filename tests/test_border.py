@@ -1,0 +1,382 @@
+"""The border to NumPy: what is taken as an array, where results may go, what is kept alive."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import cases
+import numpy as np
+import numpy.typing as npt
+import oracle
+import pytest
+import rustbn
+import torch
+from judge import assert_forward, assert_same_bits
+from numpy.lib.stride_tricks import as_strided
+from oracle import Array
+
+both_dtypes = pytest.mark.parametrize("dtype", cases.DTYPES)
+both_modes = pytest.mark.parametrize("training", [True, False])
+
+
+class Wrapped:
+    """An object with ``__array__``, as other libraries' arrays are."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self.values
+
+
+# What is taken as an array.
+
+
+@both_dtypes
+@both_modes
+def test_objects_with_array_are_taken_everywhere(training: bool, dtype: npt.DTypeLike) -> None:
+    p = cases.problem((6, 5, 7), 1, dtype)
+    vectors = p.copied_vectors()
+    mean, var, weight, bias = wrapped = [Wrapped(v.copy()) for v in vectors]
+    y, ctx = rustbn.batch_norm_forward(p.x, *vectors, training)
+    y_, ctx_ = rustbn.batch_norm_forward(Wrapped(p.x), mean, var, weight, bias, training)
+    assert_same_bits(y_, y)
+    for ours, theirs in zip(wrapped, vectors, strict=True):
+        assert_same_bits(ours.values, theirs)  # running statistics too: the memory is shared
+    grads = rustbn.batch_norm_backward(p.dy, ctx)
+    for part, same in zip(rustbn.batch_norm_backward(Wrapped(p.dy), ctx_), grads, strict=True):
+        assert_same_bits(part, same)
+    assert rustbn.moments(Wrapped(p.x)) == rustbn.moments(p.x)
+    affine = rustbn.Affine(var, weight, bias)
+    assert affine == rustbn.Affine(*vectors[1:])
+    assert_same_bits(affine(Wrapped(p.x)), affine(p.x))
+
+
+@both_dtypes
+def test_tensors_are_taken_through_backward(dtype: npt.DTypeLike) -> None:
+    p = cases.problem((6, 5, 7), 1, dtype)
+    _, ctx = rustbn.batch_norm_forward(torch.from_numpy(p.x), weight=torch.from_numpy(p.weight))
+    dx = rustbn.batch_norm_backward(torch.from_numpy(p.dy), ctx).dx
+    _, ctx = rustbn.batch_norm_forward(p.x, weight=p.weight)
+    assert_same_bits(dx, rustbn.batch_norm_backward(p.dy, ctx).dx)
+
+
+def test_a_tensor_that_requires_gradients_is_refused_by_pytorch_itself() -> None:
+    p = cases.problem((6, 5, 7))
+    mean, var = p.running_mean.copy(), p.running_var.copy()
+    weight = torch.from_numpy(p.weight).requires_grad_()
+    with pytest.raises(RuntimeError, match="requires grad"):
+        rustbn.batch_norm(p.x, mean, var, weight, training=True)
+    assert_same_bits(mean, p.running_mean)
+    assert_same_bits(var, p.running_var)
+
+
+def test_subclasses_are_taken_as_the_arrays_they_are() -> None:
+    class Tagged(np.ndarray):
+        pass
+
+    p = cases.problem((6, 5, 7))
+    y = rustbn.batch_norm(p.x.view(Tagged), training=True)
+    assert type(y) is np.ndarray
+    assert_same_bits(y, rustbn.batch_norm(p.x, training=True))
+    out = np.empty_like(p.x).view(Tagged)
+    assert rustbn.batch_norm(p.x, training=True, out=out) is out
+    assert_same_bits(np.asarray(out), y)
+
+
+@both_dtypes
+def test_running_statistics_in_awkward_memory_are_updated_where_they_are(
+    dtype: npt.DTypeLike,
+) -> None:
+    p = cases.problem((6, 5, 7), 1, dtype)
+    mean, var = p.running_mean.copy(), p.running_var.copy()
+    rustbn.batch_norm(p.x, mean, var, training=True)
+    for name, place in (
+        ("byte-swapped", cases.byteswapped),
+        ("unaligned", cases.unaligned),
+        ("backwards", lambda v: cases.reversed_along(v, (0,))),
+        ("gapped", lambda v: cases.gapped(v, (3,))),
+    ):
+        mean_, var_ = place(p.running_mean), place(p.running_var)
+        rustbn.batch_norm(p.x, mean_, var_, training=True)
+        assert_same_bits(mean_.astype(dtype), mean, name)
+        assert_same_bits(var_.astype(dtype), var, name)
+
+
+@both_dtypes
+def test_running_statistics_may_be_interleaved(dtype: npt.DTypeLike) -> None:
+    p = cases.problem((6, 5, 7), 1, dtype)
+    both = np.stack([p.running_mean, p.running_var], axis=1)
+    rustbn.batch_norm(p.x, both[:, 0], both[:, 1], training=True)
+    rustbn.batch_norm(p.x, p.running_mean, p.running_var, training=True)
+    assert_same_bits(both, np.stack([p.running_mean, p.running_var], axis=1))
+
+
+# Where results may go.
+
+
+def equal_views(x: Array) -> dict[str, Array]:
+    """Return other arrays that are the same elements at the same places."""
+    return {
+        "itself": x,
+        "a view": x[...],
+        "turned twice": x[::-1][::-1],
+        "transposed twice": x.T.T,
+        "made from its parts": as_strided(x, x.shape, x.strides),
+        "a view of bytes": x.view(np.uint8).view(x.dtype) if x.flags.c_contiguous else x,
+    }
+
+
+@both_dtypes
+@both_modes
+def test_x_itself_or_an_equal_view_may_be_out(training: bool, dtype: npt.DTypeLike) -> None:
+    p = cases.problem((4, 5, 6), 1, dtype)
+    affine = rustbn.Affine(p.running_var, p.weight, p.bias)
+    for layout, x in cases.all_layouts(p.x):
+        values = x.copy()
+        expected = rustbn.batch_norm(x, *p.copied_vectors(), training)
+        transformed = affine(x)
+        for name, out in equal_views(x).items():
+            what = f"{layout} into {name}"
+            x[...] = values
+            y = rustbn.batch_norm(x, *p.copied_vectors(), training, out=out)
+            assert y is out, what
+            assert_same_bits(x, expected, what)
+            x[...] = values
+            assert affine(x, out=out) is out, what
+            assert_same_bits(x, transformed, what)
+
+
+@both_dtypes
+@both_modes
+def test_dy_itself_or_an_equal_view_may_be_out(training: bool, dtype: npt.DTypeLike) -> None:
+    p = cases.problem((4, 5, 6), 1, dtype)
+    _, ctx = rustbn.batch_norm_forward(p.x, *p.vectors, training)
+    m = rustbn.moments(p.x)
+    sums = rustbn.backward_reduce(p.dy, p.x, m)
+    for layout, dy in cases.all_layouts(p.dy):
+        values = dy.copy()
+        expected = rustbn.batch_norm_backward(dy, ctx)
+        applied = rustbn.backward_apply(dy, p.x, m, sums, p.weight)
+        for name, out in equal_views(dy).items():
+            what = f"{layout} into {name}"
+            dy[...] = values
+            grads = rustbn.batch_norm_backward(dy, ctx, out=out)
+            assert grads.dx is out, what
+            assert_same_bits(dy, expected.dx, what)
+            assert_same_bits(grads.dweight, expected.dweight, what)
+            assert_same_bits(grads.dbias, expected.dbias, what)
+            dy[...] = values
+            assert rustbn.backward_apply(dy, p.x, m, sums, p.weight, out=out) is out, what
+            assert_same_bits(dy, applied, what)
+
+
+def interlocking(values: Array) -> dict[str, tuple[Array, Array]]:
+    """Return (x, out) that lie between each other in memory and have no byte in common."""
+    n, c, length = values.shape
+
+    def zeros(*shape: int) -> Array:
+        return np.zeros(shape, values.dtype)
+
+    every_other = zeros(n, c, 2 * length)
+    halves = zeros(n, c, 2 * length)
+    rows = zeros(2 * n, c, length)
+    channels = zeros(n, 2 * c, length)
+    backwards = zeros(n, c, 2 * length)
+    # Offsets 0, 2, ... and 3, 7, ...: only arithmetic on the strides shows that they never meet.
+    flat = zeros(8 * values.size)
+    itemsize = values.itemsize
+    twos = as_strided(flat, values.shape, [2 * s for s in values.strides])
+    fours = as_strided(flat[3:], values.shape, [4 * s for s in values.strides])
+    assert twos.strides[-1] == 2 * itemsize
+    return {
+        "every other element": (every_other[..., ::2], every_other[..., 1::2]),
+        "halves of rows": (halves[..., :length], halves[..., length:]),
+        "every other sample": (rows[::2], rows[1::2]),
+        "every other channel": (channels[:, ::2], channels[:, 1::2]),
+        "in opposite directions": (backwards[..., ::2], backwards[..., ::-2]),
+        "strides of two and of four": (twos, fours),
+    }
+
+
+@both_dtypes
+def test_out_may_lie_between_the_elements_of_an_input(dtype: npt.DTypeLike) -> None:
+    p = cases.problem((4, 5, 6), 1, dtype)
+    _, ctx = rustbn.batch_norm_forward(p.x, weight=p.weight)
+    dx = rustbn.batch_norm_backward(p.dy, ctx).dx
+    for name, (x, out) in interlocking(p.x).items():
+        assert np.may_share_memory(x, out), name
+        assert not np.shares_memory(x, out), name
+        x[...] = p.x
+        assert rustbn.batch_norm(x, weight=p.weight, training=True, out=out) is out
+        assert_same_bits(out.copy(), rustbn.batch_norm(x, weight=p.weight, training=True), name)
+        assert_forward(out, oracle.train(p.x, p.weight), name)
+        assert_same_bits(x, p.x, name)
+        _, ctx_x = rustbn.batch_norm_forward(x, weight=p.weight, out=out)
+        assert_same_bits(x, p.x, name)
+        rustbn.batch_norm_backward(p.dy, ctx_x, out=out)
+        assert_same_bits(x, p.x, name)
+        x[...] = p.dy  # the same places, now as dy
+        assert rustbn.batch_norm_backward(x, ctx, out=out).dx is out
+        assert_same_bits(out, dx, name)
+        assert_same_bits(x, p.dy, name)
+
+
+@both_dtypes
+def test_out_may_be_byte_swapped(dtype: npt.DTypeLike) -> None:
+    p = cases.problem((4, 5, 6), 1, dtype)
+    y = rustbn.batch_norm(p.x, training=True)
+    out = cases.byteswapped(np.zeros_like(p.x))
+    assert rustbn.batch_norm(cases.byteswapped(p.x), training=True, out=out) is out
+    assert_same_bits(out.astype(dtype), y)
+
+
+@both_dtypes
+def test_out_may_hold_anything_before(dtype: npt.DTypeLike) -> None:
+    p = cases.problem((40, 5, 60), 1, dtype)
+    y, ctx = rustbn.batch_norm_forward(p.x)
+    dx = rustbn.batch_norm_backward(p.dy, ctx).dx
+    for rubbish in (np.nan, np.inf, 1e38):
+        out = np.full_like(p.x, rubbish)
+        assert_same_bits(rustbn.batch_norm(p.x, training=True, out=out), y)
+        out = np.full_like(p.x, rubbish)
+        assert_same_bits(rustbn.batch_norm_backward(p.dy, ctx, out=out).dx, dx)
+
+
+def test_empty_arrays_may_be_their_own_output() -> None:
+    x = np.empty((0, 3, 4), np.float32)
+    assert rustbn.batch_norm(x, training=True, out=x) is x
+    y, ctx = rustbn.batch_norm_forward(x)
+    assert rustbn.batch_norm_backward(y, ctx, out=y).dx is y
+
+
+# Signatures.
+
+SIGNATURES: dict[str, tuple[Callable[..., Any], str]] = {
+    "batch_norm_backward": (rustbn.batch_norm_backward, "dy ctx | out needs"),
+    "moments": (rustbn.moments, "x | axis"),
+    "backward_reduce": (rustbn.backward_reduce, "dy x moments | axis"),
+    "backward_apply": (
+        rustbn.backward_apply,
+        "dy x moments grad_sums weight eps | axis out",
+    ),
+    "Moments": (rustbn.Moments, "count mean m2 |"),
+    "Moments.merge": (rustbn.moments(np.ones((2, 1))).merge, "other |"),
+    "Moments.var": (rustbn.moments(np.ones((2, 1))).var, "ddof |"),
+    "Moments.invstd": (rustbn.moments(np.ones((2, 1))).invstd, "eps |"),
+    "Moments.update_running": (
+        rustbn.moments(np.ones((2, 1))).update_running,
+        "running_mean running_var momentum |",
+    ),
+    "GradSums": (rustbn.GradSums, "sum_dy sum_dy_xmu |"),
+    "Affine": (rustbn.Affine, "mean scale bias |"),
+    "Affine.from_moments": (rustbn.Affine.from_moments, "moments weight bias eps |"),
+    "Affine.from_running": (
+        rustbn.Affine.from_running,
+        "running_mean running_var weight bias eps |",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_those_of_the_contract(name: str) -> None:
+    function, contract = SIGNATURES[name]
+    positional, keyword_only = (part.split() for part in contract.split("|"))
+    parameters = inspect.signature(function).parameters
+    defaults = {"axis": 1, "out": None, "eps": 1e-5, "ddof": 0, "weight": None, "bias": None}
+    if name == "Affine":
+        del defaults["bias"]
+    defaults["needs"] = ("x", "weight", "bias", "residual")  # type: ignore[assignment]
+    assert list(parameters) == positional + keyword_only
+    for parameter in parameters.values():
+        by_keyword = parameter.kind is parameter.KEYWORD_ONLY
+        assert by_keyword == (parameter.name in keyword_only), parameter
+        assert parameter.default == defaults.get(parameter.name, parameter.empty), parameter
+
+
+def test_an_affine_is_called_with_x_and_keywords() -> None:
+    p = cases.problem((4, 5, 5))
+    affine = rustbn.Affine(p.running_mean, p.weight, p.bias)
+    out = np.empty_like(p.x)
+    assert affine(x=p.x, axis=1, out=out) is out
+    assert_same_bits(out, affine(p.x))
+    assert (affine(p.x, axis=2) != out).any()
+    with pytest.raises(TypeError, match="positional"):
+        affine(p.x, 1)  # type: ignore[call-arg]
+
+
+def test_everything_is_importable_from_the_top_and_from_functional() -> None:
+    from rustbn import functional
+
+    for name in (
+        *("batch_norm", "batch_norm_forward", "batch_norm_backward"),
+        *("moments", "backward_reduce", "backward_apply"),
+        *("Moments", "GradSums", "Affine", "Context", "Gradients"),
+    ):
+        assert getattr(rustbn, name) is getattr(functional, name)
+        assert getattr(rustbn, name).__doc__
+
+
+# What is kept alive.
+
+
+def test_no_call_keeps_a_reference_that_it_should_not() -> None:
+    p = cases.problem((6, 5, 7))
+    out = np.empty_like(p.x)
+    objects = (p.x, p.dy, p.weight, p.bias, p.running_mean, p.running_var, out, p.x.dtype)
+    overlapping = p.x[:, ::-1]
+
+    def everything() -> None:
+        y, ctx = rustbn.batch_norm_forward(
+            p.x, p.running_mean, p.running_var, p.weight, p.bias, out=out
+        )
+        assert y is out
+        rustbn.batch_norm_backward(p.dy, ctx, out=out)
+        m = rustbn.moments(p.x)
+        sums = rustbn.backward_reduce(p.dy, p.x, m)
+        rustbn.backward_apply(p.dy, p.x, m, sums, p.weight)
+        rustbn.Affine.from_moments(m, p.weight, p.bias)(p.x, out=out)
+        m.update_running(p.running_mean, p.running_var, 0.1)
+        rustbn.batch_norm(p.x, p.running_mean, p.running_var, out=p.x)
+        mistakes: list[dict[str, Any]] = [
+            {"out": overlapping},
+            {"weight": p.x},
+            {"eps": -1.0},
+            {"axis": 9},
+        ]
+        for bad in mistakes:
+            with pytest.raises(ValueError, match=r"must|bounds"):
+                rustbn.batch_norm(p.x, **{"training": True, **bad})
+
+    everything()
+    before = [sys.getrefcount(o) for o in objects]
+    for _ in range(20):
+        everything()
+    assert [sys.getrefcount(o) for o in objects][:-1] == before[:-1]
+    assert sys.getrefcount(objects[-1]) <= before[-1] + 5  # others use this dtype as well
+
+
+def test_memory_of_results_is_given_back() -> None:
+    p = cases.problem((16, 8, 100))
+
+    def once() -> None:
+        y, ctx = rustbn.batch_norm_forward(p.x, None, None, p.weight, p.bias)
+        rustbn.batch_norm_backward(cases.gapped(p.dy, (1, 1, 2)), ctx)
+        with pytest.raises(ValueError, match="dy"):
+            rustbn.batch_norm_backward(y[:3], ctx)
+
+    once()
+    tracemalloc.start()
+    try:
+        once()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            once()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < p.x.nbytes / 2
