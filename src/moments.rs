@@ -94,20 +94,19 @@ impl Moments {
                 got: format!("({},)", other.mean.len()),
             });
         }
-        if self.count == 0 {
-            return Ok(other.clone());
+        // Seen from the larger part, the mean moves least, and rounds least.
+        let (large, small) = if self.count < other.count { (other, self) } else { (self, other) };
+        if small.count == 0 {
+            return Ok(large.clone());
         }
-        if other.count == 0 {
-            return Ok(self.clone());
-        }
-        let count = self.count + other.count;
-        let (here, there, n) = (self.count as f64, other.count as f64, count as f64);
+        let count = large.count + small.count;
+        let (most, few, n) = (large.count as f64, small.count as f64, count as f64);
         let (mean, m2) = (0..self.mean.len())
             .map(|c| {
-                let delta = other.mean[c] - self.mean[c];
+                let delta = small.mean[c] - large.mean[c];
                 (
-                    self.mean[c] + delta * (there / n),
-                    self.m2[c] + other.m2[c] + delta * delta * (here * there / n),
+                    large.mean[c] + delta * (few / n),
+                    large.m2[c] + small.m2[c] + delta * delta * (most * (few / n)),
                 )
             })
             .unzip();

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import index
 from typing import TextIO
 
 import numpy as np
@@ -42,9 +41,7 @@ def threads(n: int) -> Iterator[None]:
     ...     rustbn.get_num_threads()
     3
     """
-    if index(n) < 1:
-        raise ValueError(f"n must be a positive whole number, got {n}")
-    token = _rustbn.context_threads.set(index(n))
+    token = _rustbn.context_threads.set(_rustbn.thread_count(n))
     try:
         yield
     finally:

@@ -94,14 +94,22 @@ fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntyp
 /// Scalars and objects by the name of their argument, for `from_py_with`: an exception must name what it refuses.
 pub(super) mod argument {
     use super::kind_error;
+    use crate::error::Error;
     use crate::python::context::Context;
     use crate::python::nouns::{GradSums, Moments};
+    use pyo3::exceptions::PyOverflowError;
     use pyo3::prelude::*;
 
     macro_rules! scalar {
         ($($name:ident: $type:ty, $expected:literal;)+) => {$(
             pub(in crate::python) fn $name(any: &Bound<'_, PyAny>) -> PyResult<$type> {
-                any.extract().map_err(|_| kind_error(stringify!($name), $expected, any))
+                any.extract().map_err(|error: PyErr| {
+                    if error.is_instance_of::<PyOverflowError>(any.py()) {
+                        let (expected, got) = ("within 64 bits", any.to_string());
+                        return Error::Range { argument: stringify!($name), expected, got }.into();
+                    }
+                    kind_error(stringify!($name), $expected, any)
+                })
             }
         )+};
     }

@@ -26,7 +26,7 @@ mod _rustbn {
     #[pymodule_export]
     use super::nouns::{Affine, GradSums, Moments};
     #[pymodule_export]
-    use super::run::{get_num_threads, set_num_threads, simd_level, simd_levels};
+    use super::run::{get_num_threads, set_num_threads, simd_level, simd_levels, thread_count};
     use pyo3::prelude::*;
 
     #[pymodule_init]

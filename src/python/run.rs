@@ -90,13 +90,30 @@ pub(super) fn get_num_threads(py: Python<'_>) -> PyResult<usize> {
 ///     If `n` is not positive.
 #[pyfunction]
 pub(super) fn set_num_threads(#[pyo3(from_py_with = argument::n)] n: isize) -> PyResult<()> {
+    Ok(pool::set_threads(thread_count(n)?)?)
+}
+
+/// Check a number of threads.
+///
+/// Parameters
+/// ----------
+/// n : int
+///     At least 1.
+///
+/// Returns
+/// -------
+/// int
+///     `n`.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If `n` is not positive.
+#[pyfunction]
+pub(super) fn thread_count(#[pyo3(from_py_with = argument::n)] n: isize) -> PyResult<usize> {
+    let positive = usize::try_from(n).ok().filter(|&n| n > 0);
     let expected = "a positive whole number";
-    let positive = usize::try_from(n).map_err(|_| Error::Range {
-        argument: "n",
-        expected,
-        got: n.to_string(),
-    })?;
-    Ok(pool::set_threads(positive)?)
+    Ok(positive.ok_or(Error::Range { argument: "n", expected, got: n.to_string() })?)
 }
 
 /// Name of the instruction set in use.
