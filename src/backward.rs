@@ -143,7 +143,7 @@ pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     }
     let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
     // SAFETY: handed on to the caller.
-    let sums = unsafe { sweep::reduce(&plan, execution.level, GradTerms { dy, x }, |c| mean[c]) };
+    let sums = unsafe { sweep::reduce(&plan, execution.level, GradTerms { dy, x, mean }) };
     GradSums::from_sums(sums)
 }
 
@@ -220,9 +220,8 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
         sweep::fused(
             &plan,
             execution.level,
-            GradTerms { dy, x },
+            GradTerms { dy, x, mean: moments.mean() },
             BackwardApply { dy, x, dx },
-            |c| moments.mean()[c],
             |c, _, sums| coefficients(moments, weight, eps, c, sums),
         )
     };

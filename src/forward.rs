@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::execution::Execution;
 use crate::kernels::apply::{self, Apply};
 use crate::kernels::moments::MomentTerms;
-use crate::moments::{self, CANDIDATES, Moments};
+use crate::moments::{self, Moments};
 use crate::schedule::Plan;
 use crate::sweep;
 use crate::view::View;
@@ -93,20 +93,6 @@ pub fn batch_norm<E: Element>(
     Ok(unsafe { batch_norm_raw(view, x.as_ptr(), weight, bias, eps, y.as_mut_ptr(), execution) })
 }
 
-/// The pivot of a channel, out of members from its first to its last.
-///
-/// # Safety
-/// `x` holds `view`, which is not empty.
-unsafe fn pivot<E: Element>(view: &View, x: MomentTerms<E>, channel: usize) -> f64 {
-    let last = view.count() - 1;
-    moments::pivot(std::array::from_fn(|i| {
-        // Whole steps first: the product of a count and a number could overflow.
-        let at = last / (CANDIDATES - 1) * i + last % (CANDIDATES - 1) * i / (CANDIDATES - 1);
-        // SAFETY: an element of the view.
-        unsafe { x.element(view.offset(at / view.inner, channel, at % view.inner)) }
-    }))
-}
-
 /// [`moments`] of the elements at `x`.
 ///
 /// # Safety
@@ -120,11 +106,8 @@ pub(crate) unsafe fn moments_raw<E: Element>(
         return Moments::none(view);
     }
     let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
-    let terms = MomentTerms(x);
     // SAFETY: the caller vouches for `x`; the view is not empty.
-    let sums = unsafe {
-        sweep::reduce(&plan, execution.level, terms, |channel| pivot(&view, terms, channel))
-    };
+    let sums = unsafe { sweep::reduce(&plan, execution.level, MomentTerms(x)) };
     Moments::from_sums(view.count() as u64, &sums.centers, &sums.first, &sums.second)
 }
 
@@ -171,17 +154,8 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
         let scale = moments::invstd(count, m2, eps) * weight.map_or(1.0, |weight| weight[channel]);
         apply::coefficients::<E::Real>(mean, scale, bias.map_or(0.0, |bias| bias[channel]))
     };
-    let terms = MomentTerms(x);
+    let map = Apply { x, y, epilogue: Identity };
     // SAFETY: the caller vouches for `x` and `y`; the view is not empty.
-    let sums = unsafe {
-        sweep::fused(
-            &plan,
-            execution.level,
-            terms,
-            Apply { x, y, epilogue: Identity },
-            |channel| pivot(&view, terms, channel),
-            finish,
-        )
-    };
+    let sums = unsafe { sweep::fused(&plan, execution.level, MomentTerms(x), map, finish) };
     Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
 }

@@ -50,7 +50,7 @@
 //! | `epilogue` | what follows the normalisation | a new activation |
 //! | `forward`, `backward` | the verbs | |
 //! | `schedule` | a view into blocks and chunks, from shape, caches and threads | a new walk through memory |
-//! | `sweep`, `pool` | the schedule carried out, on threads | |
+//! | `sweep`, `items`, `pool` | the schedule carried out, item by item, on threads | |
 //! | `kernels` | the loops and the expressions in them | |
 //! | `simd` | the only place with `core::arch` | a new instruction set |
 //! | `python` | the only place with Python (feature `python`) | |
@@ -63,6 +63,7 @@ mod error;
 mod execution;
 mod forward;
 mod grad_sums;
+mod items;
 mod kernels;
 mod moments;
 mod pool;

@@ -177,15 +177,17 @@ pub(crate) fn invstd(count: u64, m2: f64, eps: f64) -> f64 {
 pub(crate) const CANDIDATES: usize = 9;
 
 /// A pivot for a channel out of members of it: their ninther (Tukey 1978), or 0 where one is not finite (the channel's
-/// statistics are NaN or infinite then, whatever the pivot).
-#[inline]
+/// statistics are NaN or infinite then, whatever the pivot). Without branches, so that a loop over channels can be vectors.
+#[inline(always)]
 pub(crate) fn pivot(members: [f64; CANDIDATES]) -> f64 {
-    if !members.iter().all(|x| x.is_finite()) {
-        return 0.0;
-    }
-    let median = |a: f64, b: f64, c: f64| a.max(b).min(a.min(b).max(c));
+    let low = |a: f64, b: f64| if a < b { a } else { b };
+    let high = |a: f64, b: f64| if a < b { b } else { a };
+    let median = |a: f64, b: f64, c: f64| low(high(a, b), high(low(a, b), c));
     let [a, b, c, d, e, f, g, h, i] = members;
-    median(median(a, d, g), median(b, e, h), median(c, f, i))
+    let ninther = median(median(a, d, g), median(b, e, h), median(c, f, i));
+    // 0 times a number is 0, times infinity or NaN it is NaN.
+    let finite = members.iter().fold(0.0, |sum, member| sum + member * 0.0) == 0.0;
+    if finite { ninther } else { 0.0 }
 }
 
 #[cfg(test)]

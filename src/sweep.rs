@@ -5,11 +5,12 @@
 //! chunks and added by the same tree, so the results are the same bits.
 
 use crate::element::{Element, Real};
-use crate::kernels::map::{self as map_kernel, Map, Stores};
-use crate::kernels::reduce::{self as reduce_kernel, Lanes, Sheet, TILE, Terms};
+use crate::items::{CenterItem, MapItem, ReduceItem};
+use crate::kernels::map::Map;
+use crate::kernels::reduce::Terms;
 use crate::pool;
-use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
-use crate::simd::{Kernel, LANES, Level, Simd, fold};
+use crate::schedule::Plan;
+use crate::simd::Level;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
@@ -23,21 +24,16 @@ pub(crate) struct Sums {
     pub(crate) second: Vec<f64>,
 }
 
-/// The sums of `terms` about the centre that `center` gives each channel.
+/// The sums of `terms` of each channel.
 ///
 /// # Safety
 /// The inputs of `terms` hold `plan.view`.
-pub(crate) unsafe fn reduce<T: Terms>(
-    plan: &Plan,
-    level: Level,
-    terms: T,
-    center: impl Fn(usize) -> f64,
-) -> Sums {
+pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Sums {
     let state = State::new(plan);
     // SAFETY: this thread is alone with `state` before and after the loop over items, each of which is a block and a chunk of
     // its own; the caller vouches for the inputs.
     unsafe {
-        (0..plan.blocks()).for_each(|block| state.prepare(block, &center));
+        (0..plan.blocks()).for_each(|block| state.prepare(level, terms, block));
         pool::for_each(plan.workers, plan.blocks() * plan.chunks, |i| {
             state.reduce(level, terms, i % plan.blocks(), i / plan.blocks());
         });
@@ -75,22 +71,24 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
     level: Level,
     terms: T,
     map: M,
-    center: impl Fn(usize) -> f64 + Sync,
     finish: impl Fn(usize, f64, [f64; 2]) -> [<M::Element as Element>::Real; N] + Sync,
 ) -> Sums {
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
     let state = State::new(plan);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
     let table = Shared::new(vec![zero; N * plan.view.channels]);
-    // SAFETY (of its calls): one thread at a time handles a block, and what is touched belongs to the block's channels.
-    let finish = |block: usize| unsafe {
-        state.total(block);
-        for c in plan.channels(block) {
-            let [center, first, second] = [&state.centers, &state.first, &state.second]
-                .map(|values| values.slice(c..c + 1)[0]);
-            for (k, value) in finish(c, center, [first, second]).into_iter().enumerate() {
-                let at = k * plan.view.channels + c;
-                table.slice(at..at + 1)[0] = value;
+    let finish = |block: usize| {
+        let channels = plan.channels(block);
+        // SAFETY: one thread at a time handles a block, and what is touched here belongs to the block's channels.
+        unsafe {
+            state.total(block);
+            let centers = state.centers.slice(channels.clone());
+            let [first, second] = state.sums(block, 0);
+            for (i, c) in channels.enumerate() {
+                let coefficients = finish(c, centers[i], [first[i], second[i]]);
+                for (k, value) in coefficients.into_iter().enumerate() {
+                    table.pointer().add(k * plan.view.channels + c).write(value);
+                }
             }
         }
     };
@@ -100,7 +98,7 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
     unsafe {
         if plan.fused {
             pool::for_each(plan.workers, blocks, |block| {
-                state.prepare(block, &center);
+                state.prepare(level, terms, block);
                 (0..plan.chunks).for_each(|chunk| state.reduce(level, terms, block, chunk));
                 finish(block);
                 (0..plan.chunks)
@@ -109,7 +107,7 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
             });
         } else {
             let items = blocks * plan.chunks;
-            (0..blocks).for_each(|block| state.prepare(block, &center));
+            (0..blocks).for_each(|block| state.prepare(level, terms, block));
             pool::for_each(plan.workers, items, |i| {
                 state.reduce(level, terms, i % blocks, i / blocks)
             });
@@ -200,12 +198,12 @@ impl<'a> State<'a> {
     /// Sets the centres of a block.
     ///
     /// # Safety
-    /// Nobody else touches this block.
-    unsafe fn prepare(&self, block: usize, center: impl Fn(usize) -> f64) {
+    /// Nobody else touches this block, and the inputs of `terms` hold the plan's view.
+    unsafe fn prepare<T: Terms>(&self, level: Level, terms: T, block: usize) {
         let channels = self.plan.channels(block);
         // SAFETY: handed on to the caller.
         let centers = unsafe { self.centers.slice(channels.clone()) };
-        centers.iter_mut().zip(channels).for_each(|(value, c)| *value = center(c));
+        level.run(CenterItem { view: &self.plan.view, terms, channels, centers });
     }
 
     /// Makes the sums of a block in a chunk.
@@ -258,155 +256,6 @@ impl<'a> State<'a> {
     }
 }
 
-/// How the columns of a block of a sheet belong to its channels: each sample of a row holds a run of every channel.
-#[derive(Clone, Copy)]
-struct Columns {
-    samples: usize,
-    channels: usize,
-    inner: usize,
-}
-
-impl Columns {
-    fn len(&self) -> usize {
-        self.samples * self.channels * self.inner
-    }
-
-    /// Whether column and channel are the same thing.
-    fn are_channels(&self) -> bool {
-        self.samples * self.inner == 1
-    }
-
-    /// Appends the value of each column, which is that of its channel.
-    fn expand<T: Copy>(&self, of_channel: impl Fn(usize) -> T, into: &mut Vec<T>) {
-        for _ in 0..self.samples {
-            for c in 0..self.channels {
-                into.resize(into.len() + self.inner, of_channel(c));
-            }
-        }
-    }
-
-    /// The full rows of a part of a sheet, and the row of fewer samples that may follow.
-    fn sheets(&self, plan: &Plan, first_channel: usize, outer: Range<usize>) -> [Sheet; 2] {
-        let stride = plan.view.offset(self.samples, 0, 0);
-        let rows = outer.len() / self.samples;
-        let rest = outer.len() % self.samples;
-        let at = |outer| plan.view.offset(outer, first_channel, 0);
-        [
-            Sheet { at: at(outer.start), stride, rows, cols: self.len() },
-            Sheet {
-                at: at(outer.end - rest),
-                stride,
-                rows: usize::from(rest > 0),
-                cols: self.len() / self.samples * rest,
-            },
-        ]
-    }
-}
-
-/// The sums of a block in a chunk.
-struct ReduceItem<'a, T> {
-    plan: &'a Plan,
-    terms: T,
-    channels: Range<usize>,
-    chunk: Chunk,
-    centers: &'a [f64],
-    sums: [&'a mut [f64]; 2],
-}
-
-impl<T: Terms> Kernel for ReduceItem<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // SAFETY: `State::reduce` makes these items, and its caller vouches for the inputs.
-        unsafe {
-            match self.plan.arrangement {
-                Arrangement::Planes => self.planes(simd),
-                Arrangement::Sheet { samples } => self.sheet(simd, samples),
-            }
-        }
-    }
-}
-
-impl<T: Terms> ReduceItem<'_, T> {
-    /// # Safety
-    /// The inputs hold the plan's view.
-    #[inline(always)]
-    unsafe fn planes<S: Simd>(self, simd: S) {
-        let view = &self.plan.view;
-        let mut lanes = [Lanes::ZERO; BLOCK];
-        for outer in self.chunk.outer {
-            for (i, c) in self.channels.clone().enumerate() {
-                for start in self.chunk.inner.clone().step_by(TILE) {
-                    let at = view.offset(outer, c, start);
-                    let len = TILE.min(self.chunk.inner.end - start);
-                    // SAFETY: a part of a run of the view, which the caller vouches for.
-                    unsafe {
-                        reduce_kernel::run(
-                            simd,
-                            self.terms,
-                            at,
-                            len,
-                            self.centers[i],
-                            &mut lanes[i],
-                        )
-                    };
-                }
-            }
-        }
-        let [first, second] = self.sums;
-        for i in 0..self.channels.len() {
-            [first[i], second[i]] = lanes[i].0.map(fold);
-        }
-    }
-
-    /// # Safety
-    /// The inputs hold the plan's view.
-    #[inline(always)]
-    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
-        let [first, second] = self.sums;
-        let columns =
-            Columns { samples, channels: self.channels.len(), inner: self.plan.view.inner };
-        let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
-        let [mut centers, mut sums] = [const { Vec::new() }; 2];
-        let centers = if columns.are_channels() {
-            self.centers
-        } else {
-            columns.expand(|c| self.centers[c], &mut centers);
-            &centers
-        };
-        // The sums of all columns, and those of the tile at hand.
-        sums.resize(4 * columns.len(), 0.0);
-        let (sums, tile) = sums.split_at_mut(2 * columns.len());
-        let pair = |values: &mut [f64]| {
-            let (a, b) = values.split_at_mut(columns.len());
-            [a.as_mut_ptr(), b.as_mut_ptr()]
-        };
-        for sheet in sheets {
-            // SAFETY: rows of the view, which the caller vouches for; a centre, two sums and two of a tile for each column.
-            unsafe {
-                reduce_kernel::sheet(
-                    simd,
-                    self.terms,
-                    sheet,
-                    centers.as_ptr(),
-                    pair(sums),
-                    pair(tile),
-                );
-            }
-        }
-        let (firsts, seconds) = sums.split_at(columns.len());
-        for (totals, columns_of) in [(first, firsts), (second, seconds)] {
-            totals.fill(0.0);
-            for sample in columns_of.chunks_exact(columns.channels * columns.inner) {
-                for (total, run) in totals.iter_mut().zip(sample.chunks_exact(columns.inner)) {
-                    *total += reduce_kernel::fold_run(simd, run);
-                }
-            }
-        }
-    }
-}
-
 /// Writes the outputs of a block in a chunk.
 ///
 /// # Safety
@@ -422,112 +271,4 @@ unsafe fn map_item<M: Map>(
 ) {
     let (channels, chunk) = (plan.channels(block), plan.chunk(chunk));
     level.run(MapItem { plan, map, channels, chunk, table: table.pointer() });
-}
-
-/// The outputs of a block in a chunk.
-struct MapItem<'a, M: Map> {
-    plan: &'a Plan,
-    map: M,
-    channels: Range<usize>,
-    chunk: Chunk,
-    /// All of the first coefficient, then all of the second, and so on.
-    table: *const <M::Element as Element>::Real,
-}
-
-impl<M: Map> Kernel for MapItem<'_, M> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let stores = self.plan.stores;
-        // SAFETY: `map_item` makes these items, and its caller vouches for inputs, output and coefficients.
-        unsafe {
-            match self.plan.arrangement {
-                Arrangement::Planes => self.planes(simd),
-                Arrangement::Sheet { samples } => self.sheet(simd, samples),
-            }
-        }
-        if stores == Stores::Streamed {
-            simd.fence();
-        }
-    }
-}
-
-impl<M: Map> MapItem<'_, M> {
-    /// # Safety
-    /// As [`map_item`].
-    #[inline(always)]
-    unsafe fn planes<S: Simd>(self, simd: S) {
-        let view = &self.plan.view;
-        for outer in self.chunk.outer {
-            for c in self.channels.clone() {
-                let at = view.offset(outer, c, self.chunk.inner.start);
-                let len = self.chunk.inner.len();
-                // SAFETY: a part of a run of the view, and the coefficients of its channel.
-                unsafe {
-                    let table = self.table.add(c);
-                    map_kernel::run(
-                        simd,
-                        self.map,
-                        at,
-                        len,
-                        table,
-                        view.channels,
-                        self.plan.stores,
-                        self.plan.ahead,
-                    );
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`map_item`].
-    #[inline(always)]
-    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
-        let view = &self.plan.view;
-        let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
-        let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
-        // SAFETY: `table` holds every coefficient of every channel.
-        let coefficient =
-            |k, c| unsafe { *self.table.add(k * view.channels + self.channels.start + c) };
-        let streamed = self.plan.stores == Stores::Streamed && columns.len() == sheets[0].stride;
-        // Rows that are streamed without a gap need the first columns again after the last.
-        let pitch =
-            if streamed { columns.len() + LANES } else { columns.len() }.next_multiple_of(LANES);
-        let mut table = Vec::with_capacity(M::COEFFICIENTS * pitch);
-        for k in 0..M::COEFFICIENTS {
-            let start = table.len();
-            columns.expand(|c| coefficient(k, c), &mut table);
-            for i in columns.len()..pitch {
-                table.push(table[start + i % columns.len()]);
-            }
-        }
-        for sheet in sheets {
-            // SAFETY: rows of the view, and the coefficients of each column; if streamed, rows without a gap.
-            unsafe {
-                if streamed {
-                    let len = sheet.rows * sheet.cols;
-                    map_kernel::stream(
-                        simd,
-                        self.map,
-                        sheet.at,
-                        len,
-                        columns.len(),
-                        table.as_ptr(),
-                        pitch,
-                    );
-                } else {
-                    map_kernel::sheet(
-                        simd,
-                        self.map,
-                        sheet,
-                        table.as_ptr(),
-                        pitch,
-                        self.plan.ahead,
-                    );
-                }
-            }
-        }
-    }
 }

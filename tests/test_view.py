@@ -272,6 +272,27 @@ def test_a_view_of_overlapping_windows_is_read_as_it_looks() -> None:
     check_moments(windows, 1, oracle.moments(copy, 1, np.longdouble), "windows")
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 1_500_000), (150_000, 60), (4500, 40, 7, 7)])
+def test_large_outputs_at_any_alignment_and_nothing_around_them(shape: tuple[int, ...]) -> None:
+    # 34 MiB, for which a library may write past the caches, in whole lines of 64 bytes.
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    y, ctx = rustbn.batch_norm_forward(x)
+    dx = present(rustbn.batch_norm_backward(x, ctx).dx)
+    raw = np.zeros(x.nbytes + 256, np.uint8)
+    for offset in (0, 4, 20, 60, 64, 1):  # the last one is no multiple of an element
+        raw[:] = 0xA5
+        out = raw[64 + offset : 64 + offset + x.nbytes].view(np.float32).reshape(shape)
+        rustbn.batch_norm(x, training=True, out=out)
+        assert np.array_equal(out, y), f"y, {offset} bytes on"
+        rustbn.batch_norm_backward(x, ctx, out=out)
+        assert np.array_equal(out, dx), f"dx, {offset} bytes on"
+        assert (raw[: 64 + offset] == 0xA5).all()
+        assert (raw[64 + offset + x.nbytes :] == 0xA5).all()
+        out[...] = x
+        rustbn.batch_norm(out, training=True, out=out)
+        assert np.array_equal(out, y), f"y in place, {offset} bytes on"
+
+
 # Resident memory that a call needs for a while beyond what is there, in a process of its own.
 EXTRA_MEMORY = """
 import json

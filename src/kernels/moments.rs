@@ -2,7 +2,10 @@
 
 use super::reduce::Terms;
 use crate::element::Element;
+use crate::moments::{CANDIDATES, pivot};
 use crate::simd::{Simd, Vector};
+use crate::view::View;
+use std::ops::Range;
 
 /// The terms of batch statistics; the centre is the pivot.
 #[derive(Clone, Copy)]
@@ -11,18 +14,23 @@ pub(crate) struct MomentTerms<E>(pub(crate) *const E);
 // SAFETY: the pointer is only read through `terms`, whose caller vouches for the memory.
 unsafe impl<E: Sync> Sync for MomentTerms<E> {}
 
-impl<E: Element> MomentTerms<E> {
-    /// The element at offset `at`.
-    ///
-    /// # Safety
-    /// The input holds it.
-    pub(crate) unsafe fn element(self, at: usize) -> f64 {
-        // SAFETY: the caller vouches for it.
-        unsafe { *self.0.add(at) }.widen()
-    }
-}
-
 impl<E: Element> Terms for MomentTerms<E> {
+    /// A pivot for each channel, out of members of it from the first to the last.
+    #[inline(always)]
+    unsafe fn centers(self, view: &View, channels: Range<usize>, centers: &mut [f64]) {
+        let last = view.count() - 1;
+        let members: [*const E; CANDIDATES] = std::array::from_fn(|i| {
+            // Whole steps first: the product of a count and a number could overflow.
+            let at = last / (CANDIDATES - 1) * i + last % (CANDIDATES - 1) * i / (CANDIDATES - 1);
+            let offset = view.offset(at / view.inner, channels.start, at % view.inner);
+            self.0.wrapping_add(offset)
+        });
+        for (c, center) in centers.iter_mut().enumerate() {
+            // SAFETY: the same element of each channel, which the caller vouches for.
+            *center = pivot(members.map(|member| unsafe { *member.add(c * view.inner) }.widen()));
+        }
+    }
+
     #[inline(always)]
     unsafe fn terms<S: Simd>(self, simd: S, at: usize, n: usize, center: S::F64) -> [S::F64; 2] {
         // SAFETY: the caller vouches for `n` elements at `at`.

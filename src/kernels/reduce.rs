@@ -16,6 +16,8 @@
 use super::Fetch;
 use crate::element;
 use crate::simd::{LANES, Simd, Vector, fold};
+use crate::view::View;
+use std::ops::Range;
 
 /// Elements of a run that are summed before they are added to the channel's lanes.
 pub(crate) const TILE: usize = 1024;
@@ -35,6 +37,12 @@ impl Lanes {
 
 /// What is summed: two terms of each element.
 pub(crate) trait Terms: Copy + Sync {
+    /// Writes what is to be subtracted in some channels. Plain code, compiled for the instruction set it is called from.
+    ///
+    /// # Safety
+    /// The inputs hold `view`, which is not empty.
+    unsafe fn centers(self, view: &View, channels: Range<usize>, centers: &mut [f64]);
+
     /// The terms of the `n` elements at offset `at`, given the centre of their channel. Lanes from `n` on are zero if those of
     /// `center` are.
     ///

@@ -20,12 +20,52 @@ pub(super) struct Context {
     pub(super) x: Py<PyUntypedArray>,
     pub(super) axis: usize,
     pub(super) eps: f64,
-    pub(super) moments: Option<moments::Moments>,
-    pub(super) affine: affine::Affine,
-    /// `1 / sqrt(var + eps)` of each channel.
-    pub(super) invstd: Vec<f64>,
+    pub(super) statistics: Statistics,
     pub(super) weight: Option<Vec<f64>>,
-    pub(super) has_bias: bool,
+    pub(super) bias: Option<Vec<f64>>,
+}
+
+/// What normalised.
+pub(super) enum Statistics {
+    /// The batch.
+    Batch(moments::Moments),
+    /// Running statistics, which are constants.
+    Running {
+        /// Mean of each channel.
+        mean: Vec<f64>,
+        /// Variance of each channel.
+        var: Vec<f64>,
+    },
+}
+
+impl Context {
+    fn transformation(&self) -> PyResult<affine::Affine> {
+        let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        Ok(match &self.statistics {
+            Statistics::Batch(moments) => {
+                affine::Affine::from_moments(moments, weight, bias, self.eps)?
+            }
+            Statistics::Running { mean, var } => {
+                affine::Affine::from_running(mean, var, weight, bias, self.eps)?
+            }
+        })
+    }
+
+    fn mean(&self) -> &[f64] {
+        match &self.statistics {
+            Statistics::Batch(moments) => moments.mean(),
+            Statistics::Running { mean, .. } => mean,
+        }
+    }
+
+    fn invstd(&self, channel: usize) -> f64 {
+        match &self.statistics {
+            Statistics::Batch(moments) => {
+                moments::invstd(moments.count(), moments.m2()[channel], self.eps)
+            }
+            Statistics::Running { var, .. } => affine::invstd(var[channel], self.eps),
+        }
+    }
 }
 
 #[pymethods]
@@ -33,13 +73,16 @@ impl Context {
     /// Statistics of the batch; None where running statistics normalised.
     #[getter]
     fn moments(&self) -> Option<nouns::Moments> {
-        self.moments.clone().map(nouns::Moments)
+        match &self.statistics {
+            Statistics::Batch(moments) => Some(nouns::Moments(moments.clone())),
+            Statistics::Running { .. } => None,
+        }
     }
 
     /// The transformation from x to y.
     #[getter]
-    fn affine(&self) -> nouns::Affine {
-        nouns::Affine(self.affine.clone())
+    fn affine(&self) -> PyResult<nouns::Affine> {
+        Ok(nouns::Affine(self.transformation()?))
     }
 }
 
@@ -117,7 +160,7 @@ pub(super) fn gradients<'py>(
     needs: Needs,
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(context.x.bind(py), context.axis as isize)?;
-    x.view.check_vector("x", context.affine.mean())?;
+    x.view.check_vector("x", context.mean())?;
     let dy = Input::dy(dy, &x)?;
     if out.is_some() && !needs.x {
         let expected = "None where needs leaves out \"x\"";
@@ -126,19 +169,19 @@ pub(super) fn gradients<'py>(
     let others = [Named::or_itself("dy", &dy.given), Named::apart("x", &x.given)];
     let out = if needs.x { Some(Output::like(out, &x, others)?) } else { None };
     let wants_weight = needs.weight && context.weight.is_some();
-    let wants_bias = needs.bias && context.has_bias;
+    let wants_bias = needs.bias && context.bias.is_some();
 
-    let sums = match (&out, &context.moments) {
-        (Some(out), Some(moments)) => Some(fused(py, &dy, &x, moments, context, out)?),
+    let sums = match (&out, &context.statistics) {
+        (Some(out), Statistics::Batch(moments)) => Some(fused(py, &dy, &x, moments, context, out)?),
         (out, _) => {
             // Sums come first, since the output may be dy itself.
             let sums = if wants_weight || wants_bias {
-                Some(reduce(py, &dy, &x, context.affine.mean())?)
+                Some(reduce(py, &dy, &x, context.mean())?)
             } else {
                 None
             };
             if let Some(out) = out {
-                scale(py, &dy, context.affine.scale(), out)?;
+                scale(py, &dy, context.transformation()?.scale(), out)?;
             }
             sums
         }
@@ -149,7 +192,7 @@ pub(super) fn gradients<'py>(
         let channels = 0..sums.sum_dy().len();
         Some(parameter(py, x.dtype, channels.map(|c| values(sums, c))))
     };
-    let dweight = vector(wants_weight, &|sums, c| sums.sum_dy_xmu()[c] * context.invstd[c]);
+    let dweight = vector(wants_weight, &|sums, c| sums.sum_dy_xmu()[c] * context.invstd(c));
     let dbias = vector(wants_bias, &|sums, c| sums.sum_dy()[c]);
     let dx = out.map(Output::finish).transpose()?;
     gradients_type(py)?.call1((dx, dweight, dbias, py.None()))

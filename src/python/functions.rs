@@ -1,7 +1,7 @@
 //! The functions, in the order of the contract.
 
 use super::array::{Input, Named, Output, Vector, argument, with_element};
-use super::context::{self, Context, Needs};
+use super::context::{self, Context, Needs, Statistics};
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
 use crate::error::Error;
@@ -285,30 +285,26 @@ pub(super) fn batch_norm_forward<'py>(
         in_place: false,
     };
     let forward = arguments.check()?;
-    let (moments, affine, invstd) = if training {
-        let moments = forward.train()?;
-        let (weight, bias) = (forward.weight.as_deref(), forward.bias.as_deref());
-        let affine = affine::Affine::from_moments(&moments, weight, bias, eps)?;
-        let invstd = moments.invstd(eps);
-        (Some(moments), affine, invstd)
+    let statistics = if training {
+        Statistics::Batch(forward.train()?)
     } else {
-        let affine = forward.inference()?;
-        nouns::apply(&forward.x, &affine, &forward.out)?;
+        nouns::apply(&forward.x, &forward.inference()?, &forward.out)?;
         let running = forward.running.as_ref().expect("checked in evaluation");
-        let invstd = running.var.values.iter().map(|var| affine::invstd(*var, eps)).collect();
-        (None, affine, invstd)
+        let (mean, var) = (running.mean.values.clone(), running.var.values.clone());
+        Statistics::Running { mean, var }
     };
     let context = Context {
         x: forward.x.given.clone().unbind(),
         axis: forward.x.axis,
         eps,
-        affine,
-        invstd,
+        statistics,
         weight: forward.weight.clone(),
-        has_bias: forward.bias.is_some(),
-        moments,
+        bias: forward.bias.clone(),
     };
-    let y = forward.finish(context.moments.as_ref())?;
+    let y = forward.finish(match &context.statistics {
+        Statistics::Batch(moments) => Some(moments),
+        Statistics::Running { .. } => None,
+    })?;
     Ok((y, context))
 }
 

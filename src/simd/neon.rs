@@ -101,7 +101,16 @@ macro_rules! vector {
     };
 }
 vector!(F32x4, f32, Pair<F64x2>, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, widen);
-vector!(F64x2, f64, F64x2, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, F64x2);
+vector!(F64x2, f64, F64x2, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, same);
+
+/// Two `f64` as they are.
+///
+/// # Safety
+/// None to speak of; it stands where [`widen`] does.
+#[inline(always)]
+unsafe fn same(v: float64x2_t) -> F64x2 {
+    F64x2(v)
+}
 
 /// Both halves of four `f32` in `f64`.
 ///

@@ -1,0 +1,276 @@
+//! The vector code of one item of work: a block of channels in a chunk.
+//!
+//! An item is entered through [`Level::run`](crate::simd::Level::run) and walks its part of memory, as planes or as a sheet,
+//! calling a kernel on each run or on all rows. Columns of a sheet that are not channels are dealt with here: what kernels
+//! want for each column is spread out before, what they made for each column is gathered after.
+
+use crate::element::Element;
+use crate::kernels::map::{self, Map, Stores};
+use crate::kernels::reduce::{self, Lanes, Sheet, TILE, Terms};
+use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
+use crate::simd::{Kernel, LANES, Simd, fold};
+use crate::view::View;
+use std::ops::Range;
+
+/// Finds the centres of some channels.
+pub(crate) struct CenterItem<'a, T> {
+    pub(crate) view: &'a View,
+    pub(crate) terms: T,
+    pub(crate) channels: Range<usize>,
+    pub(crate) centers: &'a mut [f64],
+}
+
+impl<T: Terms> Kernel for CenterItem<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        // SAFETY: whoever makes an item vouches for the inputs.
+        unsafe { self.terms.centers(self.view, self.channels, self.centers) };
+    }
+}
+
+/// How the columns of a block of a sheet belong to its channels: each sample of a row holds a run of every channel.
+#[derive(Clone, Copy)]
+struct Columns {
+    samples: usize,
+    channels: usize,
+    inner: usize,
+}
+
+impl Columns {
+    fn len(&self) -> usize {
+        self.samples * self.channels * self.inner
+    }
+
+    /// Whether column and channel are the same thing.
+    fn are_channels(&self) -> bool {
+        self.samples * self.inner == 1
+    }
+
+    /// Appends the value of each column, given that of each channel.
+    fn expand<T: Copy>(&self, of_channels: &[T], into: &mut Vec<T>) {
+        for _ in 0..self.samples {
+            if self.inner == 1 {
+                into.extend_from_slice(of_channels);
+                continue;
+            }
+            for &value in of_channels {
+                into.resize(into.len() + self.inner, value);
+            }
+        }
+    }
+
+    /// The full rows of a part of a sheet, and the row of fewer samples that may follow.
+    fn sheets(&self, plan: &Plan, first_channel: usize, outer: Range<usize>) -> [Sheet; 2] {
+        let stride = plan.view.offset(self.samples, 0, 0);
+        let rows = outer.len() / self.samples;
+        let rest = outer.len() % self.samples;
+        let at = |outer| plan.view.offset(outer, first_channel, 0);
+        [
+            Sheet { at: at(outer.start), stride, rows, cols: self.len() },
+            Sheet {
+                at: at(outer.end - rest),
+                stride,
+                rows: usize::from(rest > 0),
+                cols: self.len() / self.samples * rest,
+            },
+        ]
+    }
+}
+
+/// The sums of a block in a chunk.
+pub(crate) struct ReduceItem<'a, T> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) terms: T,
+    pub(crate) channels: Range<usize>,
+    pub(crate) chunk: Chunk,
+    /// Of these channels.
+    pub(crate) centers: &'a [f64],
+    /// Of these channels, in this chunk.
+    pub(crate) sums: [&'a mut [f64]; 2],
+}
+
+impl<T: Terms> Kernel for ReduceItem<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: whoever makes an item vouches for the inputs.
+        unsafe {
+            match self.plan.arrangement {
+                Arrangement::Planes => self.planes(simd),
+                Arrangement::Sheet { samples } => self.sheet(simd, samples),
+            }
+        }
+    }
+}
+
+impl<T: Terms> ReduceItem<'_, T> {
+    /// # Safety
+    /// The inputs hold the plan's view.
+    #[inline(always)]
+    unsafe fn planes<S: Simd>(self, simd: S) {
+        let view = &self.plan.view;
+        let mut lanes = [Lanes::ZERO; BLOCK];
+        for outer in self.chunk.outer {
+            for (i, c) in self.channels.clone().enumerate() {
+                for start in self.chunk.inner.clone().step_by(TILE) {
+                    let at = view.offset(outer, c, start);
+                    let len = TILE.min(self.chunk.inner.end - start);
+                    // SAFETY: a part of a run of the view, which the caller vouches for.
+                    unsafe {
+                        reduce::run(simd, self.terms, at, len, self.centers[i], &mut lanes[i])
+                    };
+                }
+            }
+        }
+        let [first, second] = self.sums;
+        for i in 0..self.channels.len() {
+            [first[i], second[i]] = lanes[i].0.map(fold);
+        }
+    }
+
+    /// # Safety
+    /// The inputs hold the plan's view.
+    #[inline(always)]
+    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
+        let [first, second] = self.sums;
+        let columns =
+            Columns { samples, channels: self.channels.len(), inner: self.plan.view.inner };
+        let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
+        let [mut centers, mut sums] = [const { Vec::new() }; 2];
+        let centers = if columns.are_channels() {
+            self.centers
+        } else {
+            columns.expand(self.centers, &mut centers);
+            &centers
+        };
+        // The sums of all columns, and those of the tile at hand.
+        sums.resize(4 * columns.len(), 0.0);
+        let (sums, tile) = sums.split_at_mut(2 * columns.len());
+        let pair = |values: &mut [f64]| {
+            let (a, b) = values.split_at_mut(columns.len());
+            [a.as_mut_ptr(), b.as_mut_ptr()]
+        };
+        for sheet in sheets {
+            // SAFETY: rows of the view, which the caller vouches for; a centre, two sums and two of a tile for each column.
+            unsafe {
+                reduce::sheet(simd, self.terms, sheet, centers.as_ptr(), pair(sums), pair(tile));
+            }
+        }
+        let (firsts, seconds) = sums.split_at(columns.len());
+        for (totals, columns_of) in [(first, firsts), (second, seconds)] {
+            totals.fill(0.0);
+            for sample in columns_of.chunks_exact(columns.channels * columns.inner) {
+                for (total, run) in totals.iter_mut().zip(sample.chunks_exact(columns.inner)) {
+                    *total += reduce::fold_run(simd, run);
+                }
+            }
+        }
+    }
+}
+
+/// The outputs of a block in a chunk.
+pub(crate) struct MapItem<'a, M: Map> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) map: M,
+    pub(crate) channels: Range<usize>,
+    pub(crate) chunk: Chunk,
+    /// All of the first coefficient, then all of the second, and so on.
+    pub(crate) table: *const <M::Element as Element>::Real,
+}
+
+impl<M: Map> Kernel for MapItem<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let stores = self.plan.stores;
+        // SAFETY: whoever makes an item vouches for inputs, output and coefficients.
+        unsafe {
+            match self.plan.arrangement {
+                Arrangement::Planes => self.planes(simd),
+                Arrangement::Sheet { samples } => self.sheet(simd, samples),
+            }
+        }
+        if stores == Stores::Streamed {
+            simd.fence();
+        }
+    }
+}
+
+impl<M: Map> MapItem<'_, M> {
+    /// # Safety
+    /// Inputs and output hold the plan's view; the output is one of the inputs or shares no memory with them; nobody else
+    /// touches this item's part of it; `table` holds the coefficients of every channel.
+    #[inline(always)]
+    unsafe fn planes<S: Simd>(self, simd: S) {
+        let view = &self.plan.view;
+        for outer in self.chunk.outer {
+            for c in self.channels.clone() {
+                let at = view.offset(outer, c, self.chunk.inner.start);
+                let len = self.chunk.inner.len();
+                // SAFETY: a part of a run of the view, and the coefficients of its channel.
+                unsafe {
+                    let table = self.table.add(c);
+                    map::run(
+                        simd,
+                        self.map,
+                        at,
+                        len,
+                        table,
+                        view.channels,
+                        self.plan.stores,
+                        self.plan.ahead,
+                    );
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// Inputs and output hold the plan's view; the output is one of the inputs or shares no memory with them; nobody else
+    /// touches this item's part of it; `table` holds the coefficients of every channel.
+    #[inline(always)]
+    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
+        let view = &self.plan.view;
+        let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
+        let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
+        let streamed = self.plan.stores == Stores::Streamed && columns.len() == sheets[0].stride;
+        // Rows that are streamed without a gap need the first columns again after the last.
+        let pitch = if streamed { columns.len() + LANES } else { columns.len() };
+        let mut table = Vec::with_capacity(M::COEFFICIENTS * pitch);
+        for k in 0..M::COEFFICIENTS {
+            // SAFETY: `table` holds every coefficient of every channel, and nobody writes those of this block.
+            let of_channels = unsafe {
+                let first = self.table.add(k * view.channels + self.channels.start);
+                std::slice::from_raw_parts(first, self.channels.len())
+            };
+            let start = table.len();
+            columns.expand(of_channels, &mut table);
+            for i in columns.len()..pitch {
+                table.push(table[start + i % columns.len()]);
+            }
+        }
+        for sheet in sheets {
+            // SAFETY: rows of the view, and the coefficients of each column; if streamed, rows without a gap.
+            unsafe {
+                if streamed {
+                    let len = sheet.rows * sheet.cols;
+                    map::stream(
+                        simd,
+                        self.map,
+                        sheet.at,
+                        len,
+                        columns.len(),
+                        table.as_ptr(),
+                        pitch,
+                    );
+                } else {
+                    map::sheet(simd, self.map, sheet, table.as_ptr(), pitch, self.plan.ahead);
+                }
+            }
+        }
+    }
+}
