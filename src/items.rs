@@ -238,37 +238,36 @@ impl<M: Map> MapItem<'_, M> {
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
         let streamed = self.plan.stores == Stores::Streamed && columns.len() == sheets[0].stride;
-        // Rows that are streamed without a gap need the first columns again after the last.
-        let pitch = if streamed { columns.len() + LANES } else { columns.len() };
-        let mut table = Vec::with_capacity(M::COEFFICIENTS * pitch);
-        for k in 0..M::COEFFICIENTS {
-            // SAFETY: `table` holds every coefficient of every channel, and nobody writes those of this block.
-            let of_channels = unsafe {
-                let first = self.table.add(k * view.channels + self.channels.start);
-                std::slice::from_raw_parts(first, self.channels.len())
-            };
-            let start = table.len();
-            columns.expand(of_channels, &mut table);
-            for i in columns.len()..pitch {
-                table.push(table[start + i % columns.len()]);
+        // SAFETY: `table` holds every coefficient of every channel.
+        let first = unsafe { self.table.add(self.channels.start) };
+        let mut expanded = Vec::new();
+        let (table, pitch) = if columns.are_channels() && !streamed {
+            (first, view.channels)
+        } else {
+            // Rows that are streamed without a gap need the first columns again after the last.
+            let pitch = if streamed { columns.len() + LANES } else { columns.len() };
+            expanded.reserve_exact(M::COEFFICIENTS * pitch);
+            for k in 0..M::COEFFICIENTS {
+                // SAFETY: as above, and nobody writes those of this block.
+                let of_channels = unsafe {
+                    std::slice::from_raw_parts(first.add(k * view.channels), self.channels.len())
+                };
+                let start = expanded.len();
+                columns.expand(of_channels, &mut expanded);
+                for i in columns.len()..pitch {
+                    expanded.push(expanded[start + i % columns.len()]);
+                }
             }
-        }
+            (expanded.as_ptr(), pitch)
+        };
         for sheet in sheets {
             // SAFETY: rows of the view, and the coefficients of each column; if streamed, rows without a gap.
             unsafe {
                 if streamed {
                     let len = sheet.rows * sheet.cols;
-                    map::stream(
-                        simd,
-                        self.map,
-                        sheet.at,
-                        len,
-                        columns.len(),
-                        table.as_ptr(),
-                        pitch,
-                    );
+                    map::stream(simd, self.map, sheet.at, len, columns.len(), table, pitch);
                 } else {
-                    map::sheet(simd, self.map, sheet, table.as_ptr(), pitch, self.plan.ahead);
+                    map::sheet(simd, self.map, sheet, table, pitch, self.plan.ahead);
                 }
             }
         }

@@ -54,10 +54,10 @@ pub(crate) unsafe fn map<M: Map>(
     table: &[<M::Element as Element>::Real],
 ) {
     assert_eq!(table.len(), M::COEFFICIENTS * plan.view.channels, "coefficients of each channel");
-    let table = Shared::new(table.to_vec());
+    let table = Table(table.as_ptr());
     pool::for_each(plan.workers, plan.blocks() * plan.chunks, |i| {
         // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs and output.
-        unsafe { map_item(plan, level, map, &table, i % plan.blocks(), i / plan.blocks()) };
+        unsafe { map_item(plan, level, map, table, i % plan.blocks(), i / plan.blocks()) };
     });
 }
 
@@ -76,7 +76,8 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
     let state = State::new(plan);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
-    let table = Shared::new(vec![zero; N * plan.view.channels]);
+    let coefficients = Shared::new(vec![zero; N * plan.view.channels]);
+    let table = Table(coefficients.pointer());
     let finish = |block: usize| {
         let channels = plan.channels(block);
         // SAFETY: one thread at a time handles a block, and what is touched here belongs to the block's channels.
@@ -85,9 +86,9 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
             let centers = state.centers.slice(channels.clone());
             let [first, second] = state.sums(block, 0);
             for (i, c) in channels.enumerate() {
-                let coefficients = finish(c, centers[i], [first[i], second[i]]);
-                for (k, value) in coefficients.into_iter().enumerate() {
-                    table.pointer().add(k * plan.view.channels + c).write(value);
+                let values = finish(c, centers[i], [first[i], second[i]]);
+                for (k, value) in values.into_iter().enumerate() {
+                    coefficients.pointer().add(k * plan.view.channels + c).write(value);
                 }
             }
         }
@@ -103,7 +104,7 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
                 finish(block);
                 (0..plan.chunks)
                     .rev()
-                    .for_each(|chunk| map_item(plan, level, map, &table, block, chunk));
+                    .for_each(|chunk| map_item(plan, level, map, table, block, chunk));
             });
         } else {
             let items = blocks * plan.chunks;
@@ -114,7 +115,7 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
             (0..blocks).for_each(finish);
             pool::for_each(plan.workers, items, |i| {
                 let i = items - 1 - i;
-                map_item(plan, level, map, &table, i % blocks, i / blocks);
+                map_item(plan, level, map, table, i % blocks, i / blocks);
             });
         }
     }
@@ -151,6 +152,13 @@ impl<T: Copy> Shared<T> {
         self.0.into_iter().map(UnsafeCell::into_inner).collect()
     }
 }
+
+/// The coefficients of all channels, which threads read.
+#[derive(Clone, Copy)]
+struct Table<R>(*const R);
+
+// SAFETY: read in `map_item` alone, whose caller vouches for nobody writing what is read.
+unsafe impl<R: Sync> Sync for Table<R> {}
 
 /// What a sweep of sums fills in.
 struct State<'a> {
@@ -265,10 +273,10 @@ unsafe fn map_item<M: Map>(
     plan: &Plan,
     level: Level,
     map: M,
-    table: &Shared<<M::Element as Element>::Real>,
+    table: Table<<M::Element as Element>::Real>,
     block: usize,
     chunk: usize,
 ) {
     let (channels, chunk) = (plan.channels(block), plan.chunk(chunk));
-    level.run(MapItem { plan, map, channels, chunk, table: table.pointer() });
+    level.run(MapItem { plan, map, channels, chunk, table: table.0 });
 }
