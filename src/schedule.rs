@@ -45,7 +45,10 @@ const NARROW_ROW: usize = 64;
 pub(crate) const BLOCK: usize = 16;
 
 /// Columns of a block of a sheet: sums, centres and coefficients of a block stay in the first-level cache.
-const BLOCK_COLUMNS: usize = 512;
+const BLOCK_COLUMNS: usize = 1024;
+
+/// Columns of a block of a sheet that is only mapped: its coefficients stay in the cache.
+const TABLE_COLUMNS: usize = 2048;
 
 /// Columns of a strip that is walked over all rows before the next: shorter pieces of rows waste what memory fetches.
 const STRIP_COLUMNS: usize = 64;
@@ -162,14 +165,14 @@ impl Plan {
             Arrangement::Sheet { samples: 1 } => {
                 let least = STRIP_COLUMNS.div_ceil(view.inner);
                 let most = (BLOCK_COLUMNS / view.inner).max(least);
-                let fits = fitting >= least || bytes * inputs <= caches.last / 4;
+                let fits = fitting >= least;
                 let strip = if fits { fitting.clamp(least, most) } else { most };
                 let strip = if fits && workers > 1 { strip.min(shares.max(least)) } else { strip };
                 (strip, fits)
             }
             Arrangement::Sheet { .. } => (view.channels, true),
         };
-        let plan = Plan::of(view, arrangement, step, block, workers, bytes, caches);
+        let plan = Plan::of(view, arrangement, step, block, workers, stores(bytes, caches));
         let fused = fused && plan.blocks() >= workers;
         // Long runs are fetched ahead by the processor itself; what is in the cache anyway need not be.
         let helps = fused && view.inner < LONG_RUN && bytes >= caches.last / 4;
@@ -179,14 +182,23 @@ impl Plan {
 
     /// The plan for a sweep without sums, which goes through memory in its order.
     pub(crate) fn elementwise(view: View, itemsize: usize, inputs: usize, threads: usize) -> Plan {
-        let arrangement = arrangement(&view);
         let bytes = view.len() * itemsize;
         let workers = threads.min(1 + bytes * inputs / GRAIN);
+        Plan::in_order(view, workers, stores(bytes, Caches::detected()))
+    }
+
+    /// The plan for the second sweep of a pair that is not fused.
+    pub(crate) fn after(&self) -> Plan {
+        Plan::in_order(self.view, self.workers, self.stores)
+    }
+
+    fn in_order(view: View, workers: usize, stores: Stores) -> Plan {
+        let arrangement = arrangement(&view);
         let width = view.channels * view.inner;
         let (step, block) = match arrangement {
             // A table of coefficients for each column stays in the cache for as many columns and no more.
             Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
-                (step(&view, arrangement), (BLOCK_COLUMNS / view.inner).max(1))
+                (step(&view, arrangement), (TABLE_COLUMNS / view.inner).max(1))
             }
             Arrangement::Sheet { samples } => {
                 let rows = (CHUNK / (width * samples)).max(1);
@@ -197,7 +209,7 @@ impl Plan {
                 (step, (CHUNK / view.inner).max(1))
             }
         };
-        Plan::of(view, arrangement, step, block, workers, bytes, Caches::detected())
+        Plan::of(view, arrangement, step, block, workers, stores)
     }
 
     fn of(
@@ -206,20 +218,11 @@ impl Plan {
         step: Step,
         block: usize,
         workers: usize,
-        bytes: usize,
-        caches: Caches,
+        stores: Stores,
     ) -> Plan {
-        Plan {
-            view,
-            arrangement,
-            chunks: view.outer.div_ceil(step.outer) * view.inner.div_ceil(step.inner),
-            step,
-            block: block.clamp(1, view.channels.max(1)),
-            fused: false,
-            workers,
-            stores: if bytes >= caches.last / 2 { Stores::Streamed } else { Stores::Ordinary },
-            ahead: 0,
-        }
+        let chunks = view.outer.div_ceil(step.outer) * view.inner.div_ceil(step.inner);
+        let block = block.clamp(1, view.channels.max(1));
+        Plan { view, arrangement, chunks, step, block, fused: false, workers, stores, ahead: 0 }
     }
 
     /// Blocks of channels.
@@ -249,6 +252,11 @@ impl Plan {
 struct Step {
     outer: usize,
     inner: usize,
+}
+
+/// How outputs of so many bytes are written: past the cache if most of them would not be found there again.
+fn stores(bytes: usize, caches: Caches) -> Stores {
+    if bytes >= caches.last / 2 { Stores::Streamed } else { Stores::Ordinary }
 }
 
 /// How `view` is walked.

@@ -107,15 +107,16 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
                     .for_each(|chunk| map_item(plan, level, map, table, block, chunk));
             });
         } else {
-            let items = blocks * plan.chunks;
+            let (items, after) = (blocks * plan.chunks, plan.after());
             (0..blocks).for_each(|block| state.prepare(level, terms, block));
             pool::for_each(plan.workers, items, |i| {
-                state.reduce(level, terms, i % blocks, i / blocks)
+                state.reduce(level, terms, i % blocks, i / blocks);
             });
             (0..blocks).for_each(finish);
+            let (blocks, items) = (after.blocks(), after.blocks() * after.chunks);
             pool::for_each(plan.workers, items, |i| {
                 let i = items - 1 - i;
-                map_item(plan, level, map, table, i % blocks, i / blocks);
+                map_item(&after, level, map, table, i % blocks, i / blocks);
             });
         }
     }

@@ -27,6 +27,12 @@ impl<E: Element> Terms for GradTerms<'_, E> {
     }
 
     #[inline(always)]
+    fn prefetch<S: Simd>(self, simd: S, at: usize) {
+        simd.prefetch(self.dy.wrapping_add(at));
+        simd.prefetch(self.x.wrapping_add(at));
+    }
+
+    #[inline(always)]
     unsafe fn terms<S: Simd>(self, simd: S, at: usize, n: usize, center: S::F64) -> [S::F64; 2] {
         // SAFETY: the caller vouches for `n` elements of both at `at`.
         let (dy, x) =

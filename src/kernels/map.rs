@@ -128,7 +128,7 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
     let mut row = 0;
     while row < sheet.rows {
         let at = sheet.at + row * sheet.stride;
-        let rows = (sheet.rows - row).min(2);
+        let rows = if sheet.cols < sheet.stride && row + 2 <= sheet.rows { 2 } else { 1 };
         let mut col = 0;
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {

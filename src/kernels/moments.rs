@@ -32,6 +32,11 @@ impl<E: Element> Terms for MomentTerms<E> {
     }
 
     #[inline(always)]
+    fn prefetch<S: Simd>(self, simd: S, at: usize) {
+        simd.prefetch(self.0.wrapping_add(at));
+    }
+
+    #[inline(always)]
     unsafe fn terms<S: Simd>(self, simd: S, at: usize, n: usize, center: S::F64) -> [S::F64; 2] {
         // SAFETY: the caller vouches for `n` elements at `at`.
         let x = unsafe { E::load(simd, self.0.add(at), n) };

@@ -25,6 +25,13 @@ pub(crate) const TILE: usize = 1024;
 /// Rows of a sheet that are summed before they are added to the columns' sums.
 pub(crate) const TILE_ROWS: usize = 64;
 
+/// Elements that a sheet's inputs are asked for ahead, or the rows that hold as many: four rows side by side are not what
+/// the processor takes for a run.
+const AHEAD: usize = 1024;
+
+/// Stride from which they are: rows any closer are one run, four times over.
+const SIDE_BY_SIDE: usize = 128;
+
 /// Two sums, a lane of each for every lane of a vector.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -42,6 +49,9 @@ pub(crate) trait Terms: Copy + Sync {
     /// # Safety
     /// The inputs hold `view`, which is not empty.
     unsafe fn centers(self, view: &View, channels: Range<usize>, centers: &mut [f64]);
+
+    /// Asks for the inputs at offset `at`, which may lie beyond their end.
+    fn prefetch<S: Simd>(self, simd: S, at: usize);
 
     /// The terms of the `n` elements at offset `at`, given the centre of their channel. Lanes from `n` on are zero if those of
     /// `center` are.
@@ -143,6 +153,8 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
     sums: [*mut f64; 2],
     tile: [*mut f64; 2],
 ) {
+    let ahead = (AHEAD / sheet.stride).next_multiple_of(4).max(4);
+    let fetch = sheet.stride >= SIDE_BY_SIDE;
     let mut row = 0;
     while row < sheet.rows {
         let rows = if row + 4 <= sheet.rows { 4 } else { 1 };
@@ -151,6 +163,11 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
             while col + LANES <= sheet.cols {
+                if fetch && rows == 4 {
+                    for k in 0..4 {
+                        terms.prefetch(simd, at + col + (ahead + k) * sheet.stride);
+                    }
+                }
                 columns(
                     simd,
                     terms,
