@@ -4,7 +4,7 @@
 
 use crate::element::Real;
 use crate::error::Error;
-use crate::moments::Moments;
+use crate::moments::{Moments, invstd};
 
 /// `y = (x - mean) * scale + bias` for each channel, in `f64`.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,12 +94,6 @@ fn check(argument: &'static str, expected: usize, vector: Option<&[f64]>) -> Res
         }
         _ => Ok(()),
     }
-}
-
-/// `1 / sqrt(var + eps)`.
-#[inline]
-pub(crate) fn invstd(var: f64, eps: f64) -> f64 {
-    1.0 / (var + eps).sqrt()
 }
 
 /// `value` as the sum of two `R`: the nearest one and what it leaves.

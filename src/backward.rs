@@ -156,7 +156,7 @@ fn coefficients<R: Real>(
     [sum_dy, sum_dy_xmu]: [f64; 2],
 ) -> [R; 6] {
     let n = moments.count() as f64;
-    let invstd = moments::invstd(moments.count(), moments.m2()[channel], eps);
+    let invstd = moments::invstd(moments::biased_var(moments.count(), moments.m2()[channel]), eps);
     let scale = invstd * weight.map_or(1.0, |weight| weight[channel]);
     let slope = invstd * invstd * (sum_dy_xmu / n);
     backward_apply::coefficients(moments.mean()[channel], sum_dy / n, slope, scale)

@@ -151,7 +151,8 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
     let count = view.count() as u64;
     let finish = |channel: usize, pivot: f64, sums: [f64; 2]| {
         let (mean, m2) = moments::mean_and_m2(count, pivot, sums);
-        let scale = moments::invstd(count, m2, eps) * weight.map_or(1.0, |weight| weight[channel]);
+        let scale = moments::invstd(moments::biased_var(count, m2), eps)
+            * weight.map_or(1.0, |weight| weight[channel]);
         apply::coefficients::<E::Real>(mean, scale, bias.map_or(0.0, |bias| bias[channel]))
     };
     let map = Apply { x, y, epilogue: Identity };

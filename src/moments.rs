@@ -11,7 +11,6 @@
 //!    wherever they stand, are not the pivot.
 //! 3. Sums about one pivot add; parts with different pivots merge by eq. 2.1 of the same paper, in [`Moments::merge`].
 
-use crate::affine;
 use crate::error::Error;
 use crate::view::View;
 
@@ -79,7 +78,7 @@ impl Moments {
 
     /// `1 / sqrt(var + eps)` of each channel.
     pub fn invstd(&self, eps: f64) -> Vec<f64> {
-        self.m2.iter().map(|&m2| invstd(self.count, m2, eps)).collect()
+        self.m2.iter().map(|&m2| invstd(biased_var(self.count, m2), eps)).collect()
     }
 
     /// The moments of both sets of values together (Chan et al., eq. 2.1).
@@ -167,10 +166,16 @@ pub(crate) fn mean_and_m2(count: u64, pivot: f64, sums: [f64; 2]) -> (f64, f64) 
     (pivot + shift, if m2 < 0.0 { 0.0 } else { m2 })
 }
 
-/// `1 / sqrt(var + eps)` with the biased variance, which is 0 where there are no values.
+/// `1 / sqrt(var + eps)`.
 #[inline]
-pub(crate) fn invstd(count: u64, m2: f64, eps: f64) -> f64 {
-    affine::invstd(m2 / count.max(1) as f64, eps)
+pub(crate) fn invstd(var: f64, eps: f64) -> f64 {
+    1.0 / (var + eps).sqrt()
+}
+
+/// The biased variance, which is 0 where there are no values.
+#[inline]
+pub(crate) fn biased_var(count: u64, m2: f64) -> f64 {
+    m2 / count.max(1) as f64
 }
 
 /// Members of a channel that [`pivot`] chooses from.

@@ -67,14 +67,7 @@ impl<E: Element, P: Epilogue> Map for Apply<E, P> {
         fetch: Fetch,
     ) -> Self::Coefficients<S> {
         // SAFETY: the caller vouches for four coefficients, `pitch` apart.
-        unsafe {
-            [
-                fetch.vector(table),
-                fetch.vector(table.add(pitch)),
-                fetch.vector(table.add(2 * pitch)),
-                fetch.vector(table.add(3 * pitch)),
-            ]
-        }
+        unsafe { fetch.vectors(table, pitch) }
     }
 
     #[inline(always)]

@@ -55,16 +55,7 @@ impl<E: Element> Map for BackwardApply<E> {
         fetch: Fetch,
     ) -> Self::Coefficients<S> {
         // SAFETY: the caller vouches for six coefficients, `pitch` apart.
-        unsafe {
-            [
-                fetch.vector(table),
-                fetch.vector(table.add(pitch)),
-                fetch.vector(table.add(2 * pitch)),
-                fetch.vector(table.add(3 * pitch)),
-                fetch.vector(table.add(4 * pitch)),
-                fetch.vector(table.add(5 * pitch)),
-            ]
-        }
+        unsafe { fetch.vectors(table, pitch) }
     }
 
     #[inline(always)]

@@ -40,4 +40,26 @@ impl Fetch {
             }
         }
     }
+
+    /// The vectors of `N` values that are `pitch` apart.
+    ///
+    /// # Safety
+    /// As [`Fetch::vector`], for each of them.
+    #[inline(always)]
+    pub(crate) unsafe fn vectors<V: Vector, const N: usize>(
+        self,
+        p: *const V::Scalar,
+        pitch: usize,
+    ) -> [V; N] {
+        // SAFETY: handed on to the caller.
+        unsafe {
+            let mut vectors = [self.vector(p); N];
+            let mut k = 1;
+            while k < N {
+                vectors[k] = self.vector(p.add(k * pitch));
+                k += 1;
+            }
+            vectors
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! rule. A caller who writes to an array from another thread while the engine reads it gets what such a caller gets from
 //! NumPy.
 
+use super::errors::kind_error;
 use crate::error::Error;
 use crate::view::View;
 use numpy::npyffi::flags::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
@@ -89,58 +90,6 @@ fn tuple(shape: &[usize]) -> String {
 
 fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntypedArray>) -> Error {
     Error::DType { argument, expected: expected.to_owned(), got: array.dtype().to_string() }
-}
-
-/// Scalars and objects by the name of their argument, for `from_py_with`: an exception must name what it refuses.
-pub(super) mod argument {
-    use super::kind_error;
-    use crate::error::Error;
-    use crate::python::context::Context;
-    use crate::python::nouns::{GradSums, Moments};
-    use pyo3::exceptions::PyOverflowError;
-    use pyo3::prelude::*;
-
-    macro_rules! scalar {
-        ($($name:ident: $type:ty, $expected:literal;)+) => {$(
-            pub(in crate::python) fn $name(any: &Bound<'_, PyAny>) -> PyResult<$type> {
-                any.extract().map_err(|error: PyErr| {
-                    if error.is_instance_of::<PyOverflowError>(any.py()) {
-                        let (expected, got) = ("within 64 bits", any.to_string());
-                        return Error::Range { argument: stringify!($name), expected, got }.into();
-                    }
-                    kind_error(stringify!($name), $expected, any)
-                })
-            }
-        )+};
-    }
-    scalar! {
-        training: bool, "a bool";
-        momentum: f64, "a real number";
-        eps: f64, "a real number";
-        ddof: f64, "a real number";
-        axis: isize, "a whole number";
-        count: i64, "a whole number";
-        n: isize, "a whole number";
-    }
-
-    macro_rules! object {
-        ($($name:ident: $class:ty, $expected:literal;)+) => {$(
-            pub(in crate::python) fn $name<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, $class>> {
-                any.cast().cloned().map_err(|_| kind_error(stringify!($name), $expected, any))
-            }
-        )+};
-    }
-    object! {
-        ctx: Context, "a Context";
-        moments: Moments, "a Moments";
-        other: Moments, "a Moments";
-        grad_sums: GradSums, "a GradSums";
-    }
-}
-
-fn kind_error(argument: &'static str, expected: &'static str, any: &Bound<'_, PyAny>) -> PyErr {
-    let got = any.get_type().name().map_or_else(|_| String::from("?"), |name| name.to_string());
-    Error::Kind { argument, expected, got }.into()
 }
 
 /// `any` as an array: itself, or what `numpy.asarray` makes of an object with `__array__`.

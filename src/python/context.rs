@@ -1,5 +1,6 @@
 //! `Context`, what backward needs of a forward pass, and `Gradients`.
 
+use super::argument;
 use super::array::{Input, Named, Output, parameter, with_element};
 use super::nouns;
 use super::run::{Raw, execution, released};
@@ -61,9 +62,10 @@ impl Context {
     fn invstd(&self, channel: usize) -> f64 {
         match &self.statistics {
             Statistics::Batch(moments) => {
-                moments::invstd(moments.count(), moments.m2()[channel], self.eps)
+                let var = moments::biased_var(moments.count(), moments.m2()[channel]);
+                moments::invstd(var, self.eps)
             }
-            Statistics::Running { var, .. } => affine::invstd(var[channel], self.eps),
+            Statistics::Running { var, .. } => moments::invstd(var[channel], self.eps),
         }
     }
 }
@@ -84,6 +86,11 @@ impl Context {
     fn affine(&self) -> PyResult<nouns::Affine> {
         Ok(nouns::Affine(self.transformation()?))
     }
+}
+
+/// The argument `ctx`.
+pub(super) fn ctx<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Context>> {
+    argument::object(any, "ctx", "a Context")
 }
 
 /// Which gradients are asked for.

@@ -24,6 +24,16 @@ impl From<Error> for PyErr {
     }
 }
 
+/// The error of an argument that is not the kind of object it should be.
+pub(super) fn kind_error(
+    argument: &'static str,
+    expected: &'static str,
+    any: &Bound<'_, PyAny>,
+) -> PyErr {
+    let got = any.get_type().name().map_or_else(|_| String::from("?"), |name| name.to_string());
+    Error::Kind { argument, expected, got }.into()
+}
+
 fn axis_error(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     CLASS.import(py, "numpy.exceptions", "AxisError")

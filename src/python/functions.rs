@@ -1,31 +1,13 @@
 //! The functions, in the order of the contract.
 
-use super::array::{Input, Named, Output, Vector, argument, with_element};
+use super::argument::{self, check_eps, check_momentum};
+use super::array::{Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
 use crate::error::Error;
 use crate::{affine, forward, moments as core};
 use pyo3::prelude::*;
-
-/// Refuses an eps that could divide by zero.
-pub(super) fn check_eps(eps: f64, training: bool) -> Result<(), Error> {
-    let expected = match (training, eps.is_finite()) {
-        (true, true) if eps > 0.0 => return Ok(()),
-        (false, true) if eps >= 0.0 => return Ok(()),
-        (true, _) => "positive and finite in training",
-        (false, _) => "0 or more and finite",
-    };
-    Err(Error::Range { argument: "eps", expected, got: eps.to_string() })
-}
-
-/// Refuses a momentum that is no number.
-pub(super) fn check_momentum(momentum: f64) -> Result<(), Error> {
-    if momentum.is_finite() {
-        return Ok(());
-    }
-    Err(Error::Range { argument: "momentum", expected: "finite", got: momentum.to_string() })
-}
 
 /// The arguments that all forward functions share, as they come.
 struct Arguments<'a, 'py> {
@@ -343,7 +325,7 @@ pub(super) fn batch_norm_forward<'py>(
 pub(super) fn batch_norm_backward<'py>(
     py: Python<'py>,
     dy: &Bound<'py, PyAny>,
-    #[pyo3(from_py_with = argument::ctx)] ctx: Bound<'py, Context>,
+    #[pyo3(from_py_with = context::ctx)] ctx: Bound<'py, Context>,
     out: Option<&Bound<'py, PyAny>>,
     needs: Needs,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -422,7 +404,7 @@ pub(super) fn backward_reduce(
     py: Python<'_>,
     dy: &Bound<'_, PyAny>,
     x: &Bound<'_, PyAny>,
-    #[pyo3(from_py_with = argument::moments)] moments: Bound<'_, nouns::Moments>,
+    #[pyo3(from_py_with = nouns::moments_argument)] moments: Bound<'_, nouns::Moments>,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
 ) -> PyResult<nouns::GradSums> {
     let x = Input::x(x, axis)?;
@@ -471,8 +453,8 @@ pub(super) fn backward_apply<'py>(
     py: Python<'py>,
     dy: &Bound<'py, PyAny>,
     x: &Bound<'py, PyAny>,
-    #[pyo3(from_py_with = argument::moments)] moments: Bound<'_, nouns::Moments>,
-    #[pyo3(from_py_with = argument::grad_sums)] grad_sums: Bound<'_, nouns::GradSums>,
+    #[pyo3(from_py_with = nouns::moments_argument)] moments: Bound<'_, nouns::Moments>,
+    #[pyo3(from_py_with = nouns::grad_sums_argument)] grad_sums: Bound<'_, nouns::GradSums>,
     weight: Option<&Bound<'py, PyAny>>,
     #[pyo3(from_py_with = argument::eps)] eps: f64,
     #[pyo3(from_py_with = argument::axis)] axis: isize,

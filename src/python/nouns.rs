@@ -1,7 +1,7 @@
 //! `Moments`, `GradSums` and `Affine` as Python classes: immutable, comparable, picklable.
 
-use super::array::{Input, Named, Output, Vector, argument, read_only, with_element};
-use super::functions::check_eps;
+use super::argument::{self, check_eps, check_momentum};
+use super::array::{Input, Named, Output, Vector, read_only, with_element};
 use super::run::{Raw, execution, released};
 use crate::error::Error;
 use crate::{affine, forward, grad_sums, moments};
@@ -90,10 +90,7 @@ impl Moments {
     /// ------
     /// ValueError
     ///     If the channels differ in number.
-    fn merge(
-        &self,
-        #[pyo3(from_py_with = argument::other)] other: Bound<'_, Moments>,
-    ) -> PyResult<Moments> {
+    fn merge(&self, #[pyo3(from_py_with = other)] other: Bound<'_, Moments>) -> PyResult<Moments> {
         Ok(Moments(self.0.merge(&other.get().0)?))
     }
 
@@ -164,7 +161,7 @@ impl Moments {
         let channels = self.0.mean().len();
         let running = Running::new(running_mean, running_var, channels)?;
         running.check_in_place()?;
-        super::functions::check_momentum(momentum)?;
+        check_momentum(momentum)?;
         running.update(&self.0, momentum)
     }
 
@@ -188,6 +185,21 @@ impl Moments {
 
 /// What pickle needs of an object: its class and the arguments that make it again.
 type Reduced<'py, A> = (Bound<'py, pyo3::types::PyType>, A);
+
+/// The argument `moments`.
+pub(super) fn moments_argument<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Moments>> {
+    argument::object(any, "moments", "a Moments")
+}
+
+/// The argument `other` of `Moments.merge`.
+fn other<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Moments>> {
+    argument::object(any, "other", "a Moments")
+}
+
+/// The argument `grad_sums`.
+pub(super) fn grad_sums_argument<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, GradSums>> {
+    argument::object(any, "grad_sums", "a GradSums")
+}
 
 /// The pair of running statistics of a call.
 pub(super) struct Running<'a, 'py> {
@@ -341,7 +353,7 @@ impl Affine {
     #[staticmethod]
     #[pyo3(signature = (moments, weight=None, bias=None, eps=1e-5))]
     fn from_moments(
-        #[pyo3(from_py_with = argument::moments)] moments: Bound<'_, Moments>,
+        #[pyo3(from_py_with = moments_argument)] moments: Bound<'_, Moments>,
         weight: Option<&Bound<'_, PyAny>>,
         bias: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = argument::eps)] eps: f64,

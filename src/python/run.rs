@@ -1,6 +1,6 @@
 //! How a call from Python runs: its threads, and when the interpreter is released.
 
-use super::array::argument;
+use super::argument;
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::pool;
