@@ -4,8 +4,7 @@
 //! calling a kernel on each run or on all rows. Columns of a sheet that are not channels are dealt with here: what kernels
 //! want for each column is spread out before, what they made for each column is gathered after.
 
-use crate::element::Element;
-use crate::kernels::map::{self, Map, Stores};
+use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, Lanes, Sheet, TILE, Terms};
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
 use crate::simd::{Kernel, LANES, Simd, fold};
@@ -177,8 +176,8 @@ pub(crate) struct MapItem<'a, M: Map> {
     pub(crate) map: M,
     pub(crate) channels: Range<usize>,
     pub(crate) chunk: Chunk,
-    /// All of the first coefficient, then all of the second, and so on.
-    pub(crate) table: *const <M::Element as Element>::Real,
+    /// Of all channels.
+    pub(crate) table: TableOf<M>,
 }
 
 impl<M: Map> Kernel for MapItem<'_, M> {
@@ -211,19 +210,10 @@ impl<M: Map> MapItem<'_, M> {
             for c in self.channels.clone() {
                 let at = view.offset(outer, c, self.chunk.inner.start);
                 let len = self.chunk.inner.len();
+                let table = self.table.from(c);
                 // SAFETY: a part of a run of the view, and the coefficients of its channel.
                 unsafe {
-                    let table = self.table.add(c);
-                    map::run(
-                        simd,
-                        self.map,
-                        at,
-                        len,
-                        table,
-                        view.channels,
-                        self.plan.stores,
-                        self.plan.ahead,
-                    );
+                    map::run(simd, self.map, at, len, table, self.plan.stores, self.plan.ahead);
                 }
             }
         }
@@ -238,19 +228,19 @@ impl<M: Map> MapItem<'_, M> {
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
         let streamed = self.plan.stores == Stores::Streamed && columns.len() == sheets[0].stride;
-        // SAFETY: `table` holds every coefficient of every channel.
-        let first = unsafe { self.table.add(self.channels.start) };
+        let of_block = self.table.from(self.channels.start);
         let mut expanded = Vec::new();
-        let (table, pitch) = if columns.are_channels() && !streamed {
-            (first, view.channels)
+        let table = if columns.are_channels() && !streamed {
+            of_block
         } else {
             // Rows that are streamed without a gap need the first columns again after the last.
             let pitch = if streamed { columns.len() + LANES } else { columns.len() };
             expanded.reserve_exact(M::COEFFICIENTS * pitch);
             for k in 0..M::COEFFICIENTS {
-                // SAFETY: as above, and nobody writes those of this block.
+                // SAFETY: every coefficient of the block's channels is there, and nobody writes them.
                 let of_channels = unsafe {
-                    std::slice::from_raw_parts(first.add(k * view.channels), self.channels.len())
+                    let first = of_block.first.add(k * of_block.pitch);
+                    std::slice::from_raw_parts(first, self.channels.len())
                 };
                 let start = expanded.len();
                 columns.expand(of_channels, &mut expanded);
@@ -258,16 +248,16 @@ impl<M: Map> MapItem<'_, M> {
                     expanded.push(expanded[start + i % columns.len()]);
                 }
             }
-            (expanded.as_ptr(), pitch)
+            Table { first: expanded.as_ptr(), pitch }
         };
         for sheet in sheets {
             // SAFETY: rows of the view, and the coefficients of each column; if streamed, rows without a gap.
             unsafe {
                 if streamed {
                     let len = sheet.rows * sheet.cols;
-                    map::stream(simd, self.map, sheet.at, len, columns.len(), table, pitch);
+                    map::stream(simd, self.map, sheet.at, len, columns.len(), table);
                 } else {
-                    map::sheet(simd, self.map, sheet, table, pitch, self.plan.ahead);
+                    map::sheet(simd, self.map, sheet, table, self.plan.ahead);
                 }
             }
         }

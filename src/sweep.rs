@@ -6,7 +6,7 @@
 
 use crate::element::{Element, Real};
 use crate::items::{CenterItem, MapItem, ReduceItem};
-use crate::kernels::map::Map;
+use crate::kernels::map::{Map, Table, TableOf};
 use crate::kernels::reduce::Terms;
 use crate::pool;
 use crate::schedule::Plan;
@@ -54,7 +54,7 @@ pub(crate) unsafe fn map<M: Map>(
     table: &[<M::Element as Element>::Real],
 ) {
     assert_eq!(table.len(), M::COEFFICIENTS * plan.view.channels, "coefficients of each channel");
-    let table = Table(table.as_ptr());
+    let table = Table { first: table.as_ptr(), pitch: plan.view.channels };
     pool::for_each(plan.workers, plan.blocks() * plan.chunks, |i| {
         // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs and output.
         unsafe { map_item(plan, level, map, table, i % plan.blocks(), i / plan.blocks()) };
@@ -77,7 +77,7 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
     let state = State::new(plan);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
     let coefficients = Shared::new(vec![zero; N * plan.view.channels]);
-    let table = Table(coefficients.pointer());
+    let table = Table { first: coefficients.pointer(), pitch: plan.view.channels };
     let finish = |block: usize| {
         let channels = plan.channels(block);
         // SAFETY: one thread at a time handles a block, and what is touched here belongs to the block's channels.
@@ -153,13 +153,6 @@ impl<T: Copy> Shared<T> {
         self.0.into_iter().map(UnsafeCell::into_inner).collect()
     }
 }
-
-/// The coefficients of all channels, which threads read.
-#[derive(Clone, Copy)]
-struct Table<R>(*const R);
-
-// SAFETY: read in `map_item` alone, whose caller vouches for nobody writing what is read.
-unsafe impl<R: Sync> Sync for Table<R> {}
 
 /// What a sweep of sums fills in.
 struct State<'a> {
@@ -274,10 +267,10 @@ unsafe fn map_item<M: Map>(
     plan: &Plan,
     level: Level,
     map: M,
-    table: Table<<M::Element as Element>::Real>,
+    table: TableOf<M>,
     block: usize,
     chunk: usize,
 ) {
     let (channels, chunk) = (plan.channels(block), plan.chunk(chunk));
-    level.run(MapItem { plan, map, channels, chunk, table: table.0 });
+    level.run(MapItem { plan, map, channels, chunk, table });
 }

@@ -4,7 +4,7 @@
 //! of the mean that one `f32` does not hold.
 
 use super::Fetch;
-use super::map::Map;
+use super::map::{Map, Table};
 use crate::affine::{self, Affine};
 use crate::element::{Element, Real, RealVector};
 use crate::epilogue::Epilogue;
@@ -62,12 +62,11 @@ impl<E: Element, P: Epilogue> Map for Apply<E, P> {
     #[inline(always)]
     unsafe fn coefficients<S: Simd>(
         _: S,
-        table: *const E::Real,
-        pitch: usize,
+        table: Table<E::Real>,
         fetch: Fetch,
     ) -> Self::Coefficients<S> {
-        // SAFETY: the caller vouches for four coefficients, `pitch` apart.
-        unsafe { fetch.vectors(table, pitch) }
+        // SAFETY: the caller vouches for four coefficients.
+        unsafe { fetch.vectors(table.first, table.pitch) }
     }
 
     #[inline(always)]

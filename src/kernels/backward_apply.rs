@@ -4,7 +4,7 @@
 //! Both means are subtracted as a high and a low part: what remains of `dy` can be much smaller than its mean.
 
 use super::Fetch;
-use super::map::Map;
+use super::map::{Map, Table};
 use crate::affine;
 use crate::element::{Element, Real, RealVector};
 use crate::simd::Simd;
@@ -50,12 +50,11 @@ impl<E: Element> Map for BackwardApply<E> {
     #[inline(always)]
     unsafe fn coefficients<S: Simd>(
         _: S,
-        table: *const E::Real,
-        pitch: usize,
+        table: Table<E::Real>,
         fetch: Fetch,
     ) -> Self::Coefficients<S> {
-        // SAFETY: the caller vouches for six coefficients, `pitch` apart.
-        unsafe { fetch.vectors(table, pitch) }
+        // SAFETY: the caller vouches for six coefficients.
+        unsafe { fetch.vectors(table.first, table.pitch) }
     }
 
     #[inline(always)]

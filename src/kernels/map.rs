@@ -23,14 +23,13 @@ pub(crate) trait Map: Copy + Sync {
     /// Asks for the inputs at offset `at`, which may lie beyond their end.
     fn prefetch<S: Simd>(self, simd: S, at: usize);
 
-    /// The coefficients at `table`, the next coefficient of the same channel being `pitch` on.
+    /// The coefficients at the beginning of `table`.
     ///
     /// # Safety
     /// `table` holds what `fetch` reads of each coefficient.
     unsafe fn coefficients<S: Simd>(
         simd: S,
-        table: *const <Self::Element as Element>::Real,
-        pitch: usize,
+        table: TableOf<Self>,
         fetch: Fetch,
     ) -> Self::Coefficients<S>;
 
@@ -47,6 +46,29 @@ pub(crate) trait Map: Copy + Sync {
     ) -> RealVector<S, Self::Element>;
 }
 
+/// Coefficients in memory: all of the first one, then all of the second, and so on.
+#[derive(Clone, Copy)]
+pub(crate) struct Table<R> {
+    /// The first coefficient of the first channel or column.
+    pub(crate) first: *const R,
+    /// From a coefficient to the next of the same channel or column.
+    pub(crate) pitch: usize,
+}
+
+/// A table for a map.
+pub(crate) type TableOf<M> = Table<<<M as Map>::Element as Element>::Real>;
+
+// SAFETY: the pointer is only read by kernels, whose callers vouch for the memory and for nobody writing what they read.
+unsafe impl<R: Sync> Sync for Table<R> {}
+
+impl<R> Table<R> {
+    /// The table from channel or column `i` on.
+    #[inline(always)]
+    pub(crate) fn from(self, i: usize) -> Self {
+        Table { first: self.first.wrapping_add(i), ..self }
+    }
+}
+
 /// How outputs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stores {
@@ -60,21 +82,20 @@ pub(crate) enum Stores {
 ///
 /// # Safety
 /// Inputs and output hold the run; the output is one of the inputs or shares no memory with them; `table` holds the
-/// coefficients of the run's channel, `pitch` apart.
+/// coefficients of the run's channel.
 #[inline(always)]
 pub(crate) unsafe fn run<S: Simd, M: Map>(
     simd: S,
     map: M,
     at: usize,
     len: usize,
-    table: *const <M::Element as Element>::Real,
-    pitch: usize,
+    table: TableOf<M>,
     stores: Stores,
     ahead: usize,
 ) {
     // SAFETY: the offsets are within the run, which the caller vouches for; a streamed store begins at a line boundary.
     unsafe {
-        let coefficients = M::coefficients(simd, table, pitch, Fetch::Run);
+        let coefficients = M::coefficients(simd, table, Fetch::Run);
         let output = map.output().add(at);
         let head = head(output, len, stores);
         let mut i = head.unwrap_or(0);
@@ -115,14 +136,13 @@ fn head<E>(output: *mut E, len: usize, stores: Stores) -> Option<usize> {
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them; `table` holds the
-/// coefficients of each column, the next coefficient `pitch` on.
+/// coefficients of each column.
 #[inline(always)]
 pub(crate) unsafe fn sheet<S: Simd, M: Map>(
     simd: S,
     map: M,
     sheet: Sheet,
-    table: *const <M::Element as Element>::Real,
-    pitch: usize,
+    table: TableOf<M>,
     ahead: usize,
 ) {
     let mut row = 0;
@@ -133,7 +153,7 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
             while col + LANES <= sheet.cols {
-                columns(simd, map, at + col, rows, sheet.stride, LANES, table.add(col), pitch);
+                columns(simd, map, [at + col, sheet.stride, rows, LANES], table.from(col));
                 if ahead > 0 {
                     map.prefetch(simd, at + col + ahead);
                     map.prefetch(simd, at + col + sheet.stride + ahead);
@@ -141,16 +161,8 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
                 col += LANES;
             }
             if col < sheet.cols {
-                columns(
-                    simd,
-                    map,
-                    at + col,
-                    rows,
-                    sheet.stride,
-                    sheet.cols - col,
-                    table.add(col),
-                    pitch,
-                );
+                let n = sheet.cols - col;
+                columns(simd, map, [at + col, sheet.stride, rows, n], table.from(col));
             }
         }
         row += rows;
@@ -162,21 +174,16 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
 /// # Safety
 /// As [`sheet`], of these elements.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn columns<S: Simd, M: Map>(
     simd: S,
     map: M,
-    at: usize,
-    rows: usize,
-    stride: usize,
-    n: usize,
-    table: *const <M::Element as Element>::Real,
-    pitch: usize,
+    [at, stride, rows, n]: [usize; 4],
+    table: TableOf<M>,
 ) {
     // SAFETY: handed on to the caller.
     unsafe {
         let output = map.output();
-        let coefficients = M::coefficients(simd, table, pitch, Fetch::Columns(n));
+        let coefficients = M::coefficients(simd, table, Fetch::Columns(n));
         let value = map.value(simd, at, n, &coefficients);
         if rows == 2 {
             let below = map.value(simd, at + stride, n, &coefficients);
@@ -191,17 +198,15 @@ unsafe fn columns<S: Simd, M: Map>(
 ///
 /// # Safety
 /// Inputs and output hold the elements; the output is one of the inputs or shares no memory with them; `table` holds the
-/// coefficients of each column and of the next `LANES`, the next coefficient `pitch` on.
+/// coefficients of each column and of the next `LANES`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn stream<S: Simd, M: Map>(
     simd: S,
     map: M,
     at: usize,
     len: usize,
     cols: usize,
-    table: *const <M::Element as Element>::Real,
-    pitch: usize,
+    table: TableOf<M>,
 ) {
     // SAFETY: the offsets are within the elements, and `col` within the columns, which the caller vouches for.
     unsafe {
@@ -213,7 +218,7 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
                 (0, Some(head)) if head > 0 => head,
                 _ => LANES.min(len - i),
             };
-            let coefficients = M::coefficients(simd, table.add(col), pitch, Fetch::Columns(LANES));
+            let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
             if n == LANES {
                 let value = map.value(simd, at + i, LANES, &coefficients);
                 if head.is_some() {
