@@ -17,6 +17,7 @@ use crate::epilogue::Identity;
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::grad_sums::GradSums;
+use crate::items::{Finish, GROUP, group};
 use crate::kernels::apply::{self, Apply};
 use crate::kernels::backward_apply::{self, BackwardApply};
 use crate::kernels::backward_reduce::GradTerms;
@@ -147,19 +148,39 @@ pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     GradSums::from_sums(sums)
 }
 
-/// The coefficients of `dx` of one channel.
-fn coefficients<R: Real>(
-    moments: &Moments,
-    weight: Option<&[f64]>,
+/// From gradient sums to the coefficients of `dx`.
+#[derive(Clone, Copy)]
+struct Differentiate<'a> {
+    moments: &'a Moments,
+    weight: Option<&'a [f64]>,
     eps: f64,
-    channel: usize,
-    [sum_dy, sum_dy_xmu]: [f64; 2],
-) -> [R; 6] {
-    let n = moments.count() as f64;
-    let invstd = moments::invstd(moments::biased_var(moments.count(), moments.m2()[channel]), eps);
-    let scale = invstd * weight.map_or(1.0, |weight| weight[channel]);
-    let slope = invstd * invstd * (sum_dy_xmu / n);
-    backward_apply::coefficients(moments.mean()[channel], sum_dy / n, slope, scale)
+}
+
+impl<R: Real> Finish<R, 6> for Differentiate<'_> {
+    #[inline(always)]
+    fn coefficients(
+        self,
+        channel: usize,
+        mean: [f64; GROUP],
+        [sum_dy, sum_dy_xmu]: [[f64; GROUP]; 2],
+    ) -> [[R; GROUP]; 6] {
+        let count = self.moments.count();
+        let n = count as f64;
+        let m2 = group(self.moments.m2(), channel);
+        let weight = self.weight.map_or([1.0; GROUP], |weight| group(weight, channel));
+        let mut coefficients = [[R::from_f64(0.0); GROUP]; 6];
+        for i in 0..GROUP {
+            let invstd = moments::invstd(moments::biased_var(count, m2[i]), self.eps);
+            let slope = invstd * invstd * (sum_dy_xmu[i] / n);
+            let scale = invstd * weight[i];
+            let of_channel =
+                backward_apply::coefficients::<R>(mean[i], sum_dy[i] / n, slope, scale);
+            for k in 0..6 {
+                coefficients[k][i] = of_channel[k];
+            }
+        }
+        coefficients
+    }
 }
 
 /// [`backward_apply`] from `dy` and `x` to `dx`.
@@ -183,14 +204,13 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
         return;
     }
     let plan = Plan::elementwise(view, size_of::<E>(), 2, execution.threads);
-    let mut table = vec![E::Real::from_f64(0.0); 6 * view.channels];
-    for c in 0..view.channels {
-        let values =
-            coefficients(moments, weight, eps, c, [sums.sum_dy()[c], sums.sum_dy_xmu()[c]]);
-        for (k, value) in values.into_iter().enumerate() {
-            table[k * view.channels + c] = value;
-        }
-    }
+    let finish = Differentiate { moments, weight, eps };
+    let table = sweep::finished(
+        execution.level,
+        finish,
+        moments.mean(),
+        [sums.sum_dy(), sums.sum_dy_xmu()],
+    );
     // SAFETY: handed on to the caller.
     unsafe { sweep::map(&plan, execution.level, BackwardApply { dy, x, dx }, &table) };
 }
@@ -222,7 +242,7 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
             execution.level,
             GradTerms { dy, x, mean: moments.mean() },
             BackwardApply { dy, x, dx },
-            |c, _, sums| coefficients(moments, weight, eps, c, sums),
+            Differentiate { moments, weight, eps },
         )
     };
     GradSums::from_sums(sums)

@@ -1,10 +1,11 @@
 //! The forward verbs: [`moments`], [`apply`], and both in one pass, [`batch_norm`].
 
 use crate::affine::Affine;
-use crate::element::Element;
+use crate::element::{Element, Real};
 use crate::epilogue::Identity;
 use crate::error::Error;
 use crate::execution::Execution;
+use crate::items::{Finish, GROUP, group};
 use crate::kernels::apply::{self, Apply};
 use crate::kernels::moments::MomentTerms;
 use crate::moments::{self, Moments};
@@ -149,14 +150,41 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
     }
     let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
     let count = view.count() as u64;
-    let finish = |channel: usize, pivot: f64, sums: [f64; 2]| {
-        let (mean, m2) = moments::mean_and_m2(count, pivot, sums);
-        let scale = moments::invstd(moments::biased_var(count, m2), eps)
-            * weight.map_or(1.0, |weight| weight[channel]);
-        apply::coefficients::<E::Real>(mean, scale, bias.map_or(0.0, |bias| bias[channel]))
-    };
+    let finish = Normalise { count, weight, bias, eps };
     let map = Apply { x, y, epilogue: Identity };
     // SAFETY: the caller vouches for `x` and `y`; the view is not empty.
     let sums = unsafe { sweep::fused(&plan, execution.level, MomentTerms(x), map, finish) };
     Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
+}
+
+/// From sums about pivots to the coefficients of the normalisation.
+#[derive(Clone, Copy)]
+struct Normalise<'a> {
+    count: u64,
+    weight: Option<&'a [f64]>,
+    bias: Option<&'a [f64]>,
+    eps: f64,
+}
+
+impl<R: Real> Finish<R, 4> for Normalise<'_> {
+    #[inline(always)]
+    fn coefficients(
+        self,
+        channel: usize,
+        centers: [f64; GROUP],
+        [first, second]: [[f64; GROUP]; 2],
+    ) -> [[R; GROUP]; 4] {
+        let weight = self.weight.map_or([1.0; GROUP], |weight| group(weight, channel));
+        let bias = self.bias.map_or([0.0; GROUP], |bias| group(bias, channel));
+        let mut coefficients = [[R::from_f64(0.0); GROUP]; 4];
+        for i in 0..GROUP {
+            let (mean, m2) = moments::mean_and_m2(self.count, centers[i], [first[i], second[i]]);
+            let scale = moments::invstd(moments::biased_var(self.count, m2), self.eps) * weight[i];
+            let of_channel = apply::coefficients::<R>(mean, scale, bias[i]);
+            for k in 0..4 {
+                coefficients[k][i] = of_channel[k];
+            }
+        }
+        coefficients
+    }
 }

@@ -29,6 +29,59 @@ impl<T: Terms> Kernel for CenterItem<'_, T> {
     }
 }
 
+/// Channels that are finished side by side. They go through arrays of this length, which compilers make vectors of: a square
+/// root and a few divisions for each channel take a while one by one.
+pub(crate) const GROUP: usize = 8;
+
+/// From the sums of channels to the coefficients of their outputs.
+pub(crate) trait Finish<R, const N: usize>: Copy + Sync {
+    /// The coefficients of [`GROUP`] channels from `channel` on. The last of them may not exist; what is returned for those is
+    /// not used.
+    fn coefficients(
+        self,
+        channel: usize,
+        centers: [f64; GROUP],
+        sums: [[f64; GROUP]; 2],
+    ) -> [[R; GROUP]; N];
+}
+
+/// Up to [`GROUP`] values from `values[start..]`, and 1 for those that are not there.
+#[inline(always)]
+pub(crate) fn group(values: &[f64], start: usize) -> [f64; GROUP] {
+    let mut group = [1.0; GROUP];
+    let n = GROUP.min(values.len() - start);
+    group[..n].copy_from_slice(&values[start..start + n]);
+    group
+}
+
+/// Makes the coefficients of some channels.
+pub(crate) struct FinishItem<'a, F, R, const N: usize> {
+    pub(crate) finish: F,
+    pub(crate) first_channel: usize,
+    pub(crate) centers: &'a [f64],
+    pub(crate) sums: [&'a [f64]; 2],
+    pub(crate) into: [&'a mut [R]; N],
+}
+
+impl<F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, F, R, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let [first, second] = self.sums;
+        let mut into = self.into;
+        for start in (0..self.centers.len()).step_by(GROUP) {
+            let sums = [group(first, start), group(second, start)];
+            let channel = self.first_channel + start;
+            let coefficients = self.finish.coefficients(channel, group(self.centers, start), sums);
+            let n = GROUP.min(self.centers.len() - start);
+            for (into, values) in into.iter_mut().zip(&coefficients) {
+                into[start..start + n].copy_from_slice(&values[..n]);
+            }
+        }
+    }
+}
+
 /// How the columns of a block of a sheet belong to its channels: each sample of a row holds a run of every channel.
 #[derive(Clone, Copy)]
 struct Columns {

@@ -5,7 +5,7 @@
 //! chunks and added by the same tree, so the results are the same bits.
 
 use crate::element::{Element, Real};
-use crate::items::{CenterItem, MapItem, ReduceItem};
+use crate::items::{CenterItem, Finish, FinishItem, MapItem, ReduceItem};
 use crate::kernels::map::{Map, Table, TableOf};
 use crate::kernels::reduce::Terms;
 use crate::pool;
@@ -61,18 +61,39 @@ pub(crate) unsafe fn map<M: Map>(
     });
 }
 
-/// Both sweeps: the sums of a channel, its coefficients by `finish(channel, centre, sums)`, its outputs.
+/// The coefficients that `finish` makes of the sums of all channels, as a table for [`map`].
+pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
+    level: Level,
+    finish: F,
+    centers: &[f64],
+    sums: [&[f64]; 2],
+) -> Vec<R> {
+    let mut table = vec![R::from_f64(0.0); N * centers.len()];
+    let mut rest = table.as_mut_slice();
+    let into: [_; N] = std::array::from_fn(|_| {
+        let (of_channels, after) = std::mem::take(&mut rest).split_at_mut(centers.len());
+        rest = after;
+        of_channels
+    });
+    level.run(FinishItem { finish, first_channel: 0, centers, sums, into });
+    table
+}
+
+/// Both sweeps: the sums of a channel, its coefficients by `finish`, its outputs.
 ///
 /// # Safety
 /// As for [`reduce`] and [`map`]. The output may be an input of both: a channel's sums are complete before the first of its
 /// outputs is written.
-pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
+pub(crate) unsafe fn fused<T: Terms, M: Map, F, const N: usize>(
     plan: &Plan,
     level: Level,
     terms: T,
     map: M,
-    finish: impl Fn(usize, f64, [f64; 2]) -> [<M::Element as Element>::Real; N] + Sync,
-) -> Sums {
+    finish: F,
+) -> Sums
+where
+    F: Finish<<M::Element as Element>::Real, N>,
+{
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
     let state = State::new(plan);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
@@ -84,13 +105,13 @@ pub(crate) unsafe fn fused<T: Terms, M: Map, const N: usize>(
         unsafe {
             state.total(block);
             let centers = state.centers.slice(channels.clone());
+            let into: [_; N] = std::array::from_fn(|k| {
+                let base = k * plan.view.channels;
+                coefficients.slice(base + channels.start..base + channels.end)
+            });
             let [first, second] = state.sums(block, 0);
-            for (i, c) in channels.enumerate() {
-                let values = finish(c, centers[i], [first[i], second[i]]);
-                for (k, value) in values.into_iter().enumerate() {
-                    coefficients.pointer().add(k * plan.view.channels + c).write(value);
-                }
-            }
+            let sums = [&*first, &*second];
+            level.run(FinishItem { finish, first_channel: channels.start, centers, sums, into });
         }
     };
     let blocks = plan.blocks();
