@@ -88,18 +88,20 @@ impl Affine {
 }
 
 fn check(argument: &'static str, expected: usize, vector: Option<&[f64]>) -> Result<(), Error> {
-    match vector {
-        Some(vector) if vector.len() != expected => {
-            Err(Error::Length { argument, expected, got: format!("({},)", vector.len()) })
-        }
-        _ => Ok(()),
-    }
+    vector.map_or(Ok(()), |vector| Error::check_length(argument, expected, vector.len()))
+}
+
+/// The `R` nearest to a finite `value`, never infinite: a difference of zero times it must stay zero.
+#[inline(always)]
+pub(crate) fn factor<R: Real>(value: f64) -> R {
+    let limit = R::MAX.to_f64();
+    R::from_f64(if value.is_infinite() { value } else { value.clamp(-limit, limit) })
 }
 
 /// `value` as the sum of two `R`: the nearest one and what it leaves.
 ///
 /// Subtracting the parts one after the other keeps the error of `x - value` at that of `x`, however large the value is.
-#[inline]
+#[inline(always)]
 pub(crate) fn split<R: Real>(value: f64) -> [R; 2] {
     let high = R::from_f64(value);
     let rest = value - high.to_f64();
@@ -118,6 +120,14 @@ mod tests {
         assert_eq!((high, low), (1.0, 2.0_f32.powi(-30)));
         assert_eq!(split::<f64>(value), [value, 0.0]);
         assert_eq!(split::<f32>(f64::INFINITY), [f32::INFINITY, 0.0]);
+    }
+
+    #[test]
+    fn a_factor_is_finite() {
+        assert_eq!(factor::<f32>(0.1), 0.1);
+        assert_eq!(factor::<f32>(-1e40), -f32::MAX);
+        assert_eq!(factor::<f32>(f64::INFINITY), f32::INFINITY);
+        assert!(factor::<f32>(f64::NAN).is_nan());
     }
 
     #[test]

@@ -9,16 +9,14 @@
 //! dx      = scale · (dy - Σdy / n - (x - μ) · invstd² · Σ dy (x - μ) / n)
 //! ```
 //!
-//! Running statistics are constants: then `dx = dy · scale`, and the sums are about the running mean.
+//! Running statistics are constants: then `dx = dy · scale`, an [`Affine`](crate::Affine) without mean and bias, and the sums
+//! are about the running mean.
 
-use crate::affine::Affine;
 use crate::element::{Element, Real};
-use crate::epilogue::Identity;
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::grad_sums::GradSums;
 use crate::items::{Finish, GROUP, group};
-use crate::kernels::apply::{self, Apply};
 use crate::kernels::backward_apply::{self, BackwardApply};
 use crate::kernels::backward_reduce::GradTerms;
 use crate::moments::{self, Moments};
@@ -246,26 +244,4 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
         )
     };
     GradSums::from_sums(sums)
-}
-
-/// Writes the gradient with respect to `x` where the statistics were constants, `dy * scale`, to `dx`.
-///
-/// # Safety
-/// `dy` is readable and `dx` writable for `view`, and they are equal or share no memory; `scale` has the channels of `view`.
-pub(crate) unsafe fn scale_raw<E: Element>(
-    view: View,
-    dy: *const E,
-    scale: &[f64],
-    dx: *mut E,
-    execution: Execution,
-) {
-    if view.is_empty() {
-        return;
-    }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution.threads);
-    let zeros = vec![0.0; view.channels];
-    let affine = Affine::new(zeros.clone(), scale.to_vec(), zeros).expect("equal lengths");
-    let map = Apply { x: dy, y: dx, epilogue: Identity };
-    // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, map, &apply::table(&affine)) };
 }

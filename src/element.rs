@@ -14,6 +14,9 @@ pub trait Real: Element<Real = Self> + private::Sealed {
     #[doc(hidden)]
     type Vector<S: Simd>: Vector<Scalar = Self, Wide = S::F64>;
 
+    /// The largest finite value.
+    const MAX: Self;
+
     /// Rounds to this type.
     fn from_f64(value: f64) -> Self;
 
@@ -82,6 +85,8 @@ macro_rules! real {
     ($real:ty, $vector:ident) => {
         impl Real for $real {
             type Vector<S: Simd> = S::$vector;
+
+            const MAX: Self = <$real>::MAX;
 
             #[inline(always)]
             fn from_f64(value: f64) -> Self {

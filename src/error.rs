@@ -70,7 +70,7 @@ pub enum Error {
         argument: &'static str,
     },
     /// An array to be written that shares memory with another one of the call.
-    #[error("{argument} must {expected}, but it shares memory with {got}")]
+    #[error("{argument} must {expected}, got memory shared with {got}")]
     Overlap {
         /// The argument's name.
         argument: &'static str,
@@ -115,6 +115,20 @@ pub enum Error {
         /// The name that came.
         got: String,
     },
+}
+
+impl Error {
+    /// Refuses a vector of another length than `expected`.
+    pub(crate) fn check_length(
+        argument: &'static str,
+        expected: usize,
+        got: usize,
+    ) -> Result<(), Error> {
+        if got == expected {
+            return Ok(());
+        }
+        Err(Error::Length { argument, expected, got: format!("({got},)") })
+    }
 }
 
 macro_rules! kinds {

@@ -129,13 +129,14 @@ pub(crate) unsafe fn apply_raw<E: Element>(
     let plan = Plan::elementwise(view, size_of::<E>(), 1, execution.threads);
     let map = Apply { x, y, epilogue: Identity };
     // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, map, &apply::table(affine)) };
+    unsafe { sweep::map(&plan, execution.level, map, &apply::table(affine, execution.level)) };
 }
 
 /// [`batch_norm`] from `x` to `y`.
 ///
 /// # Safety
-/// `x` is readable and `y` writable for `view`, and they share no memory; `weight` and `bias` have the channels of `view`.
+/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `weight` and `bias` have the channels
+/// of `view`.
 pub(crate) unsafe fn batch_norm_raw<E: Element>(
     view: View,
     x: *const E,

@@ -16,13 +16,7 @@ impl GradSums {
     /// # Errors
     /// [`Error::Length`] if the two differ in length.
     pub fn new(sum_dy: Vec<f64>, sum_dy_xmu: Vec<f64>) -> Result<GradSums, Error> {
-        if sum_dy_xmu.len() != sum_dy.len() {
-            return Err(Error::Length {
-                argument: "sum_dy_xmu",
-                expected: sum_dy.len(),
-                got: format!("({},)", sum_dy_xmu.len()),
-            });
-        }
+        Error::check_length("sum_dy_xmu", sum_dy.len(), sum_dy_xmu.len())?;
         Ok(GradSums { sum_dy, sum_dy_xmu })
     }
 
@@ -50,13 +44,7 @@ impl GradSums {
     /// # Errors
     /// [`Error::Length`] if the channels differ in number.
     pub fn add(&self, other: &GradSums) -> Result<GradSums, Error> {
-        if other.sum_dy.len() != self.sum_dy.len() {
-            return Err(Error::Length {
-                argument: "other",
-                expected: self.sum_dy.len(),
-                got: format!("({},)", other.sum_dy.len()),
-            });
-        }
+        Error::check_length("other", self.sum_dy.len(), other.sum_dy.len())?;
         let add = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a + b).collect();
         Ok(GradSums {
             sum_dy: add(&self.sum_dy, &other.sum_dy),

@@ -11,7 +11,7 @@ use crate::simd::{Kernel, LANES, Simd, fold};
 use crate::view::View;
 use std::ops::Range;
 
-/// Finds the centres of some channels.
+/// Finds the centres of some channels. To run it: the inputs of `terms` hold `view`, which is not empty.
 pub(crate) struct CenterItem<'a, T> {
     pub(crate) view: &'a View,
     pub(crate) terms: T,
@@ -23,8 +23,8 @@ impl<T: Terms> Kernel for CenterItem<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        // SAFETY: whoever makes an item vouches for the inputs.
+    unsafe fn run<S: Simd>(self, _: S) {
+        // SAFETY: whoever runs the item vouches for the inputs.
         unsafe { self.terms.centers(self.view, self.channels, self.centers) };
     }
 }
@@ -54,7 +54,7 @@ pub(crate) fn group(values: &[f64], start: usize) -> [f64; GROUP] {
     group
 }
 
-/// Makes the coefficients of some channels.
+/// Makes the coefficients of some channels. Safe to run.
 pub(crate) struct FinishItem<'a, F, R, const N: usize> {
     pub(crate) finish: F,
     pub(crate) first_channel: usize,
@@ -67,7 +67,7 @@ impl<F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, F, R, N
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    unsafe fn run<S: Simd>(self, _: S) {
         let [first, second] = self.sums;
         let mut into = self.into;
         for start in (0..self.centers.len()).step_by(GROUP) {
@@ -131,7 +131,7 @@ impl Columns {
     }
 }
 
-/// The sums of a block in a chunk.
+/// The sums of a block in a chunk. To run it: the inputs of `terms` hold the plan's view.
 pub(crate) struct ReduceItem<'a, T> {
     pub(crate) plan: &'a Plan,
     pub(crate) terms: T,
@@ -147,8 +147,8 @@ impl<T: Terms> Kernel for ReduceItem<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // SAFETY: whoever makes an item vouches for the inputs.
+    unsafe fn run<S: Simd>(self, simd: S) {
+        // SAFETY: whoever runs the item vouches for the inputs.
         unsafe {
             match self.plan.arrangement {
                 Arrangement::Planes => self.planes(simd),
@@ -223,7 +223,9 @@ impl<T: Terms> ReduceItem<'_, T> {
     }
 }
 
-/// The outputs of a block in a chunk.
+/// The outputs of a block in a chunk. To run it: inputs and output of `map` hold the plan's view; the output is one of the
+/// inputs or shares no memory with them; nobody else touches this item's part of it; `table` holds the coefficients of the
+/// block's channels, and nobody writes them.
 pub(crate) struct MapItem<'a, M: Map> {
     pub(crate) plan: &'a Plan,
     pub(crate) map: M,
@@ -237,9 +239,9 @@ impl<M: Map> Kernel for MapItem<'_, M> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    unsafe fn run<S: Simd>(self, simd: S) {
         let stores = self.plan.stores;
-        // SAFETY: whoever makes an item vouches for inputs, output and coefficients.
+        // SAFETY: whoever runs the item vouches for inputs, output and coefficients.
         unsafe {
             match self.plan.arrangement {
                 Arrangement::Planes => self.planes(simd),
@@ -254,8 +256,7 @@ impl<M: Map> Kernel for MapItem<'_, M> {
 
 impl<M: Map> MapItem<'_, M> {
     /// # Safety
-    /// Inputs and output hold the plan's view; the output is one of the inputs or shares no memory with them; nobody else
-    /// touches this item's part of it; `table` holds the coefficients of every channel.
+    /// As said of the item.
     #[inline(always)]
     unsafe fn planes<S: Simd>(self, simd: S) {
         let view = &self.plan.view;
@@ -273,8 +274,7 @@ impl<M: Map> MapItem<'_, M> {
     }
 
     /// # Safety
-    /// Inputs and output hold the plan's view; the output is one of the inputs or shares no memory with them; nobody else
-    /// touches this item's part of it; `table` holds the coefficients of every channel.
+    /// As said of the item.
     #[inline(always)]
     unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
         let view = &self.plan.view;

@@ -28,17 +28,11 @@ impl Moments {
     /// # Errors
     /// [`Error::Length`] if `m2` and `mean` differ in length.
     pub fn new(count: u64, mean: Vec<f64>, m2: Vec<f64>) -> Result<Moments, Error> {
-        if m2.len() != mean.len() {
-            return Err(Error::Length {
-                argument: "m2",
-                expected: mean.len(),
-                got: format!("({},)", m2.len()),
-            });
-        }
+        Error::check_length("m2", mean.len(), m2.len())?;
         Ok(Moments { count, mean, m2 })
     }
 
-    /// The moments of no values.
+    /// The moments of an empty array: of no values, or of no channels.
     pub(crate) fn none(view: View) -> Moments {
         Moments {
             count: view.count() as u64,
@@ -84,21 +78,19 @@ impl Moments {
     /// The moments of both sets of values together (Chan et al., eq. 2.1).
     ///
     /// # Errors
-    /// [`Error::Length`] if the channels differ in number.
+    /// [`Error::Length`] if the channels differ in number; [`Error::Range`] if the counts add up to 2⁶⁴ or more.
     pub fn merge(&self, other: &Moments) -> Result<Moments, Error> {
-        if other.mean.len() != self.mean.len() {
-            return Err(Error::Length {
-                argument: "other",
-                expected: self.mean.len(),
-                got: format!("({},)", other.mean.len()),
-            });
-        }
+        Error::check_length("other", self.mean.len(), other.mean.len())?;
         // Seen from the larger part, the mean moves least, and rounds least.
         let (large, small) = if self.count < other.count { (other, self) } else { (self, other) };
         if small.count == 0 {
             return Ok(large.clone());
         }
-        let count = large.count + small.count;
+        let count = large.count.checked_add(small.count).ok_or_else(|| Error::Range {
+            argument: "other",
+            expected: "of a count that adds up to less than 2**64",
+            got: small.count.to_string(),
+        })?;
         let (most, few, n) = (large.count as f64, small.count as f64, count as f64);
         let (mean, m2) = (0..self.mean.len())
             .map(|c| {
@@ -124,13 +116,7 @@ impl Moments {
         momentum: f64,
     ) -> Result<Option<[Vec<f64>; 2]>, Error> {
         for (argument, vector) in [("running_mean", running_mean), ("running_var", running_var)] {
-            if vector.len() != self.mean.len() {
-                return Err(Error::Length {
-                    argument,
-                    expected: self.mean.len(),
-                    got: format!("({},)", vector.len()),
-                });
-            }
+            Error::check_length(argument, self.mean.len(), vector.len())?;
         }
         match self.count {
             0 => Ok(None),

@@ -93,6 +93,12 @@ impl Caches {
     }
 }
 
+/// Looks up the caches, which takes a while the first time.
+#[cfg(feature = "python")]
+pub(crate) fn prepare() {
+    Caches::detected();
+}
+
 /// How memory is walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrangement {

@@ -75,7 +75,8 @@ pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
         rest = after;
         of_channels
     });
-    level.run(FinishItem { finish, first_channel: 0, centers, sums, into });
+    // SAFETY: this kind of item is safe to run.
+    unsafe { level.run(FinishItem { finish, first_channel: 0, centers, sums, into }) };
     table
 }
 
@@ -225,8 +226,10 @@ impl<'a> State<'a> {
     unsafe fn prepare<T: Terms>(&self, level: Level, terms: T, block: usize) {
         let channels = self.plan.channels(block);
         // SAFETY: handed on to the caller.
-        let centers = unsafe { self.centers.slice(channels.clone()) };
-        level.run(CenterItem { view: &self.plan.view, terms, channels, centers });
+        unsafe {
+            let centers = self.centers.slice(channels.clone());
+            level.run(CenterItem { view: &self.plan.view, terms, channels, centers });
+        }
     }
 
     /// Makes the sums of a block in a chunk.
@@ -236,19 +239,19 @@ impl<'a> State<'a> {
     /// plan's view.
     unsafe fn reduce<T: Terms>(&self, level: Level, terms: T, block: usize, chunk: usize) {
         let channels = self.plan.channels(block);
+        let chunk_of = self.plan.chunk(chunk);
         // SAFETY: handed on to the caller; centres are only read here.
-        let (centers, sums) = unsafe {
+        unsafe {
             let centers = self.centers.pointer().add(channels.start).cast_const();
-            (std::slice::from_raw_parts(centers, channels.len()), self.sums(block, chunk))
-        };
-        level.run(ReduceItem {
-            plan: self.plan,
-            terms,
-            channels,
-            chunk: self.plan.chunk(chunk),
-            centers,
-            sums,
-        });
+            level.run(ReduceItem {
+                plan: self.plan,
+                terms,
+                centers: std::slice::from_raw_parts(centers, channels.len()),
+                sums: self.sums(block, chunk),
+                channels,
+                chunk: chunk_of,
+            });
+        }
     }
 
     /// Adds up the chunks of a block: neighbours first, then pairs of neighbours, and so on.
@@ -293,5 +296,6 @@ unsafe fn map_item<M: Map>(
     chunk: usize,
 ) {
     let (channels, chunk) = (plan.channels(block), plan.chunk(chunk));
-    level.run(MapItem { plan, map, channels, chunk, table });
+    // SAFETY: handed on to the caller.
+    unsafe { level.run(MapItem { plan, map, channels, chunk, table }) };
 }

@@ -122,14 +122,7 @@ impl View {
         argument: &'static str,
         vector: &[T],
     ) -> Result<(), Error> {
-        if vector.len() == self.channels {
-            return Ok(());
-        }
-        Err(Error::Length {
-            argument,
-            expected: self.channels,
-            got: format!("({},)", vector.len()),
-        })
+        Error::check_length(argument, self.channels, vector.len())
     }
 }
 

@@ -8,7 +8,8 @@ use super::map::{Map, Table};
 use crate::affine::{self, Affine};
 use crate::element::{Element, Real, RealVector};
 use crate::epilogue::Epilogue;
-use crate::simd::Simd;
+use crate::simd::{Kernel, Level, Simd};
+use std::marker::PhantomData;
 
 /// The expression of the forward pass.
 #[derive(Clone, Copy)]
@@ -21,27 +22,44 @@ pub(crate) struct Apply<E, P> {
     pub(crate) epilogue: P,
 }
 
-// SAFETY: the pointers are only used through `value` and by the loops of `map`, whose callers vouch for the memory and for no
+// SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and for no
 // two threads sharing a part of the output.
 unsafe impl<E: Sync, P: Sync> Sync for Apply<E, P> {}
 
 /// What the expression needs of each channel.
+#[inline(always)]
 pub(crate) fn coefficients<R: Real>(mean: f64, scale: f64, bias: f64) -> [R; 4] {
     let [high, low] = affine::split(mean);
-    [high, low, R::from_f64(scale), R::from_f64(bias)]
+    [high, low, affine::factor(scale), R::from_f64(bias)]
 }
 
 /// The coefficients of all channels: all of the first, then all of the second, and so on.
-pub(crate) fn table<R: Real>(affine: &Affine) -> Vec<R> {
-    let channels = affine.mean().len();
-    let mut table = vec![R::from_f64(0.0); 4 * channels];
-    for c in 0..channels {
-        let values = coefficients(affine.mean()[c], affine.scale()[c], affine.bias()[c]);
-        for (k, value) in values.into_iter().enumerate() {
-            table[k * channels + c] = value;
+pub(crate) fn table<R: Real>(affine: &Affine, level: Level) -> Vec<R> {
+    // SAFETY: this kernel works on vectors of its own.
+    unsafe { level.run(Tabulate { affine, real: PhantomData::<R> }) }
+}
+
+/// [`table`], in the standard mode of the processor. Safe to run.
+struct Tabulate<'a, R> {
+    affine: &'a Affine,
+    real: PhantomData<R>,
+}
+
+impl<R: Real> Kernel for Tabulate<'_, R> {
+    type Output = Vec<R>;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, _: S) -> Vec<R> {
+        let channels = self.affine.mean().len();
+        let mut table = vec![R::from_f64(0.0); 4 * channels];
+        let values = self.affine.mean().iter().zip(self.affine.scale()).zip(self.affine.bias());
+        for (c, ((&mean, &scale), &bias)) in values.enumerate() {
+            for (k, value) in coefficients(mean, scale, bias).into_iter().enumerate() {
+                table[k * channels + c] = value;
+            }
         }
+        table
     }
-    table
 }
 
 impl<E: Element, P: Epilogue> Map for Apply<E, P> {

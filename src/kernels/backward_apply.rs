@@ -20,15 +20,16 @@ pub(crate) struct BackwardApply<E> {
     pub(crate) dx: *mut E,
 }
 
-// SAFETY: the pointers are only used through `value` and by the loops of `map`, whose callers vouch for the memory and for no
+// SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and for no
 // two threads sharing a part of the output.
 unsafe impl<E: Sync> Sync for BackwardApply<E> {}
 
 /// What the expression needs of each channel.
+#[inline(always)]
 pub(crate) fn coefficients<R: Real>(mean: f64, mean_dy: f64, slope: f64, scale: f64) -> [R; 6] {
     let [high, low] = affine::split(mean);
     let [dy_high, dy_low] = affine::split(mean_dy);
-    [high, low, dy_high, dy_low, R::from_f64(slope), R::from_f64(scale)]
+    [high, low, dy_high, dy_low, affine::factor(slope), affine::factor(scale)]
 }
 
 impl<E: Element> Map for BackwardApply<E> {

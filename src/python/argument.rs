@@ -8,12 +8,12 @@ use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
 macro_rules! scalar {
-    ($($name:ident: $type:ty, $expected:literal;)+) => {$(
+    ($($name:ident: $type:ty, $expected:literal, $range:literal;)+) => {$(
         pub(super) fn $name(any: &Bound<'_, PyAny>) -> PyResult<$type> {
             any.extract().map_err(|error: PyErr| {
                 if error.is_instance_of::<PyOverflowError>(any.py()) {
-                    let (expected, got) = ("within 64 bits", any.to_string());
-                    return Error::Range { argument: stringify!($name), expected, got }.into();
+                    let got = any.to_string();
+                    return Error::Range { argument: stringify!($name), expected: $range, got }.into();
                 }
                 kind_error(stringify!($name), $expected, any)
             })
@@ -21,13 +21,13 @@ macro_rules! scalar {
     )+};
 }
 scalar! {
-    training: bool, "a bool";
-    momentum: f64, "a real number";
-    eps: f64, "a real number";
-    ddof: f64, "a real number";
-    axis: isize, "a whole number";
-    count: i64, "a whole number";
-    n: isize, "a whole number";
+    training: bool, "a bool", "";
+    momentum: f64, "a real number", "finite";
+    eps: f64, "a real number", "finite";
+    ddof: f64, "a real number", "finite";
+    axis: isize, "a whole number", "within 64 bits";
+    count: u64, "a whole number", "0 or more and less than 2**64";
+    n: isize, "a whole number", "within 64 bits";
 }
 
 /// An object of one of this module's classes.

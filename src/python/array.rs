@@ -13,6 +13,7 @@ use numpy::npyffi::flags::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
 use numpy::npyffi::{NPY_ORDER, NPY_TYPES, PY_ARRAY_API};
 use numpy::prelude::*;
 use numpy::{PyArray1, PyArrayDescr, PyUntypedArray};
+use pyo3::PyTypeInfo;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 use std::fmt::Write as _;
@@ -93,18 +94,31 @@ fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntyp
 }
 
 /// `any` as an array: itself, or what `numpy.asarray` makes of an object with `__array__`.
+///
+/// A masked array is refused: its mask says which values do not count, and would be ignored.
 fn as_array<'py>(
     any: &Bound<'py, PyAny>,
     argument: &'static str,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let expected = "a NumPy array";
     if let Ok(array) = any.cast::<PyUntypedArray>() {
+        let plain = any.is_exact_instance_of::<PyUntypedArray>();
+        if !plain && any.is_instance(&any.py().import("numpy.ma")?.getattr("MaskedArray")?)? {
+            return Err(kind_error(argument, "a NumPy array without a mask", any));
+        }
         return Ok(array.clone());
     }
     if any.is_instance_of::<PyType>() || !any.hasattr("__array__")? {
-        return Err(kind_error(argument, "a NumPy array", any));
+        return Err(kind_error(argument, expected, any));
     }
-    let array = any.py().import("numpy")?.call_method1("asarray", (any,))?;
-    array.cast_into().map_err(|_| kind_error(argument, "a NumPy array", any))
+    match any.py().import("numpy")?.call_method1("asarray", (any,)) {
+        Ok(array) => array.cast_into().map_err(|_| kind_error(argument, expected, any)),
+        Err(cause) => {
+            let error = kind_error(argument, "an object that becomes a NumPy array", any);
+            error.set_cause(any.py(), Some(cause));
+            Err(error)
+        }
+    }
 }
 
 fn flags(array: &Bound<'_, PyUntypedArray>) -> i32 {
@@ -295,19 +309,16 @@ impl<'py> Output<'py> {
         if !is_writeable(&array) {
             return Err(Error::ReadOnly { argument: "out" }.into());
         }
+        check_distinct(&array, "out")?;
         for Named { name, array: other, may_be_output } in others {
             if may_be_output && is_same_memory(&array, other) {
                 continue;
             }
             if shares_memory(&array, other)? {
-                let expected =
-                    if may_be_output { "be it or be apart from it" } else { "be apart from it" };
-                return Err(Error::Overlap {
-                    argument: "out",
-                    expected: expected.into(),
-                    got: name,
-                }
-                .into());
+                let or_itself =
+                    if may_be_output { format!("be {name} itself or ") } else { String::new() };
+                let expected = format!("{or_itself}share no memory with {name}");
+                return Err(Error::Overlap { argument: "out", expected, got: name }.into());
             }
         }
         let direct = is_plain(&array) && same_order(&array, &x.dense);
@@ -327,6 +338,16 @@ impl<'py> Output<'py> {
         }
         Ok(self.array.into_any())
     }
+}
+
+/// Refuses an array to be written several of whose elements are one and the same place.
+fn check_distinct(array: &Bound<'_, PyUntypedArray>, argument: &'static str) -> Result<(), Error> {
+    let mut axes = array.shape().iter().zip(array.strides());
+    if !array.is_empty() && axes.any(|(&n, &stride)| n > 1 && stride == 0) {
+        let expected = String::from("have a place for each element");
+        return Err(Error::Overlap { argument, expected, got: "itself" });
+    }
+    Ok(())
 }
 
 /// Whether two arrays are the same elements at the same places.
@@ -393,7 +414,7 @@ impl<'py> Vector<'py> {
                 );
             }
         }
-        let values = read(&array, dtype)?;
+        let values = read(&array, dtype);
         Ok(Vector { array, dtype, values })
     }
 
@@ -421,6 +442,7 @@ impl<'py> Vector<'py> {
         if !is_writeable(&self.array) {
             return Err(Error::ReadOnly { argument }.into());
         }
+        check_distinct(&self.array, argument)?;
         Ok(())
     }
 
@@ -432,52 +454,73 @@ impl<'py> Vector<'py> {
         other: &Bound<'py, PyUntypedArray>,
     ) -> PyResult<()> {
         if shares_memory(&self.array, other)? {
-            let expected = String::from("be apart from it");
+            let expected = format!("share no memory with {name}");
             return Err(Error::Overlap { argument, expected, got: name }.into());
         }
         Ok(())
     }
 
     /// Writes new values into the array, rounded to its type.
-    pub(super) fn write(&self, values: &[f64]) -> PyResult<()> {
-        if !is_native(&self.array) {
-            let values = PyArray1::from_slice(self.array.py(), values);
-            return copy(&self.array, values.as_untyped());
-        }
+    pub(super) fn write(&self, values: &[f64]) {
         let (start, stride) = (data(&self.array), self.array.strides()[0]);
-        for (i, &value) in values.iter().enumerate() {
-            // SAFETY: element `i` of an array of as many elements, which was checked to be writeable.
+        let swapped = !is_native(&self.array);
+        // The length is asked for again: while the interpreter was released somebody may have resized the array by force.
+        for (i, &value) in values.iter().enumerate().take(self.array.len()) {
+            // SAFETY: element `i` of the array, which was checked to be writeable.
             unsafe {
                 let place = start.offset(i as isize * stride);
                 match self.dtype {
-                    DType::F32 => place.cast::<f32>().write_unaligned(value as f32),
-                    DType::F64 => place.cast::<f64>().write_unaligned(value),
+                    DType::F32 => {
+                        let bits = (value as f32).to_bits();
+                        let bits = if swapped { bits.swap_bytes() } else { bits };
+                        place.cast::<u32>().write_unaligned(bits);
+                    }
+                    DType::F64 => {
+                        let bits = value.to_bits();
+                        let bits = if swapped { bits.swap_bytes() } else { bits };
+                        place.cast::<u64>().write_unaligned(bits);
+                    }
                 }
             }
         }
-        Ok(())
     }
 }
 
 /// The values of a 1-D array.
-fn read(array: &Bound<'_, PyUntypedArray>, dtype: DType) -> PyResult<Vec<f64>> {
-    if !is_native(array) {
-        let native = new_like(array, DType::F64)?;
-        copy(&native, array)?;
-        return read(&native, DType::F64);
-    }
+fn read(array: &Bound<'_, PyUntypedArray>, dtype: DType) -> Vec<f64> {
     let (start, stride) = (data(array), array.strides()[0]);
+    let swapped = !is_native(array);
     let values = (0..array.len() as isize).map(|i| {
         // SAFETY: element `i` of the array, which is alive while the interpreter is held.
         unsafe {
             let place = start.offset(i * stride);
             match dtype {
-                DType::F32 => f64::from(place.cast::<f32>().read_unaligned()),
-                DType::F64 => place.cast::<f64>().read_unaligned(),
+                DType::F32 => {
+                    let bits = place.cast::<u32>().read_unaligned();
+                    f32::from_bits(if swapped { bits.swap_bytes() } else { bits }).into()
+                }
+                DType::F64 => {
+                    let bits = place.cast::<u64>().read_unaligned();
+                    f64::from_bits(if swapped { bits.swap_bytes() } else { bits })
+                }
             }
         }
     });
-    Ok(values.collect())
+    values.collect()
+}
+
+/// The same memory under an array object of its own: what is done to the shape of the other does not reach it.
+pub(super) fn view<'py>(
+    array: &Bound<'py, PyUntypedArray>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let py = array.py();
+    // SAFETY: the argument is an array; null stands for its own dtype and for the plain array type; the call returns a new
+    // reference or sets an exception.
+    unsafe {
+        let class = PyUntypedArray::type_object_raw(py);
+        let view = PY_ARRAY_API.PyArray_View(py, array.as_array_ptr(), std::ptr::null_mut(), class);
+        Ok(Bound::from_owned_ptr_or_err(py, view)?.cast_into_unchecked())
+    }
 }
 
 /// A new read-only float64 array.
@@ -495,7 +538,10 @@ pub(super) fn parameter<'py>(
     values: impl Iterator<Item = f64>,
 ) -> Bound<'py, PyAny> {
     match dtype {
-        DType::F32 => PyArray1::from_vec(py, values.map(|value| value as f32).collect()).into_any(),
-        DType::F64 => PyArray1::from_vec(py, values.collect()).into_any(),
+        DType::F32 => {
+            PyArray1::from_slice(py, &values.map(|value| value as f32).collect::<Vec<_>>())
+                .into_any()
+        }
+        DType::F64 => PyArray1::from_slice(py, &values.collect::<Vec<_>>()).into_any(),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::argument;
 use super::array::{Input, Named, Output, parameter, with_element};
+use super::errors::kind_error;
 use super::nouns;
 use super::run::{Raw, execution, released};
 use crate::error::Error;
@@ -10,11 +11,11 @@ use crate::{affine, backward, moments};
 use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyString, PyType};
 
 /// What `batch_norm_backward` needs of a forward pass.
 ///
-/// Holds a reference to x, not a copy, and the values that the per-channel vectors had at the time of the forward pass;
+/// Holds a view of x, not a copy, and the values that the per-channel vectors had at the time of the forward pass;
 /// serves any number of backwards.
 #[pyclass(frozen, module = "rustbn._rustbn")]
 pub(super) struct Context {
@@ -50,6 +51,13 @@ impl Context {
                 affine::Affine::from_running(mean, var, weight, bias, self.eps)?
             }
         })
+    }
+
+    /// From dy to dx where the statistics were constants.
+    fn derivative(&self) -> PyResult<affine::Affine> {
+        let zeros = vec![0.0; self.mean().len()];
+        let scale = self.transformation()?.scale().to_vec();
+        Ok(affine::Affine::new(zeros.clone(), scale, zeros)?)
     }
 
     fn mean(&self) -> &[f64] {
@@ -112,7 +120,11 @@ impl<'py> FromPyObject<'_, 'py> for Needs {
 
     fn extract(any: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let mut needs = Needs { x: false, weight: false, bias: false };
-        for name in any.try_iter()? {
+        let kind = || kind_error("needs", "names of gradients", &any);
+        if any.is_instance_of::<PyString>() {
+            return Err(kind());
+        }
+        for name in any.try_iter().map_err(|_| kind())? {
             let name = name?;
             match name.extract::<&str>() {
                 Ok("x") => needs.x = true,
@@ -188,7 +200,7 @@ pub(super) fn gradients<'py>(
                 None
             };
             if let Some(out) = out {
-                scale(py, &dy, context.transformation()?.scale(), out)?;
+                nouns::apply(&dy, &context.derivative()?, out)?;
             }
             sums
         }
@@ -244,22 +256,6 @@ pub(super) fn reduce(
             backward::backward_reduce_raw(view, dy.get(), x.get(), mean, execution)
         })
     }))
-}
-
-/// dx where the statistics were constants.
-fn scale(py: Python<'_>, dy: &Input<'_>, scale: &[f64], out: &Output<'_>) -> PyResult<()> {
-    let bytes = dy.bytes();
-    let execution = execution(py, bytes)?;
-    let view = dy.view;
-    with_element!(dy.dtype, E => {
-        let [dy, dx] = [dy.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: both are dense arrays of `view`, alive for the length of this call; `Output::like` ruled out that they
-        // overlap otherwise than by being the same; `scale` has the channels of `view`.
-        released(py, bytes, move || unsafe {
-            backward::scale_raw(view, dy.get(), scale, dx.get(), execution);
-        });
-    });
-    Ok(())
 }
 
 /// dx from statistics and sums of a whole batch.

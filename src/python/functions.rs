@@ -1,7 +1,7 @@
 //! The functions, in the order of the contract.
 
 use super::argument::{self, check_eps, check_momentum};
-use super::array::{Input, Named, Output, Vector, with_element};
+use super::array::{self, Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
@@ -231,7 +231,7 @@ pub(super) fn batch_norm<'py>(
 /// y : array
 ///     Of x's shape, dtype and memory order; `out` if given.
 /// ctx : Context
-///     For `batch_norm_backward`; holds a reference to x.
+///     For `batch_norm_backward`; holds a view of x, not a copy.
 ///
 /// Raises
 /// ------
@@ -276,7 +276,7 @@ pub(super) fn batch_norm_forward<'py>(
         Statistics::Running { mean, var }
     };
     let context = Context {
-        x: forward.x.given.clone().unbind(),
+        x: array::view(&forward.x.given)?.unbind(),
         axis: forward.x.axis,
         eps,
         statistics,

@@ -32,6 +32,8 @@ mod _rustbn {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // Makes what the first release of the interpreter makes, before anybody can fork meanwhile.
+        module.py().detach(|| ());
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("Gradients", super::context::gradients_type(module.py())?)?;
         module.add("context_threads", super::run::context_threads(module.py())?)

@@ -3,7 +3,6 @@
 use super::argument::{self, check_eps, check_momentum};
 use super::array::{Input, Named, Output, Vector, read_only, with_element};
 use super::run::{Raw, execution, released};
-use crate::error::Error;
 use crate::{affine, forward, grad_sums, moments};
 use numpy::PyArray1;
 use pyo3::prelude::*;
@@ -42,16 +41,10 @@ pub(super) struct Moments(pub(super) moments::Moments);
 impl Moments {
     #[new]
     fn new(
-        #[pyo3(from_py_with = argument::count)] count: i64,
+        #[pyo3(from_py_with = argument::count)] count: u64,
         mean: &Bound<'_, PyAny>,
         m2: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let expected = "0 or more";
-        let count = u64::try_from(count).map_err(|_| Error::Range {
-            argument: "count",
-            expected,
-            got: count.to_string(),
-        })?;
         let mean = Vector::new(mean, "mean", None)?.values;
         let m2 = Vector::new(m2, "m2", Some(mean.len()))?.values;
         Ok(Moments(moments::Moments::new(count, mean, m2)?))
@@ -111,7 +104,7 @@ impl Moments {
         py: Python<'py>,
         #[pyo3(from_py_with = argument::ddof)] ddof: f64,
     ) -> Array<'py> {
-        PyArray1::from_vec(py, self.0.var(ddof))
+        PyArray1::from_slice(py, &self.0.var(ddof))
     }
 
     /// Reciprocal standard deviation of each channel, ``1 / sqrt(var() + eps)``.
@@ -131,7 +124,7 @@ impl Moments {
         #[pyo3(from_py_with = argument::eps)] eps: f64,
     ) -> PyResult<Array<'py>> {
         check_eps(eps, false)?;
-        Ok(PyArray1::from_vec(py, self.0.invstd(eps)))
+        Ok(PyArray1::from_slice(py, &self.0.invstd(eps)))
     }
 
     /// Update running statistics in place, as a training forward does.
@@ -232,8 +225,8 @@ impl<'a, 'py> Running<'a, 'py> {
     pub(super) fn update(&self, batch: &moments::Moments, momentum: f64) -> PyResult<()> {
         let updated = batch.updated_running(&self.mean.values, &self.var.values, momentum)?;
         if let Some([mean, var]) = updated {
-            self.mean.write(&mean)?;
-            self.var.write(&var)?;
+            self.mean.write(&mean);
+            self.var.write(&var);
         }
         Ok(())
     }
@@ -452,7 +445,7 @@ impl Affine {
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let x = Input::x(x, axis)?;
-        x.view.check_vector("mean", self.0.mean())?;
+        x.view.check_vector("affine", self.0.mean())?;
         let out = Output::like(out, &x, [Named::or_itself("x", &x.given)])?;
         apply(&x, &self.0, &out)?;
         out.finish()

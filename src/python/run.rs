@@ -4,6 +4,7 @@ use super::argument;
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::pool;
+use crate::schedule;
 use crate::simd::Level;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -31,8 +32,15 @@ fn threads(py: Python<'_>) -> PyResult<usize> {
 
 /// How a call runs that touches `bytes`. Comes before the first write, since it can fail.
 pub(super) fn execution(py: Python<'_>, bytes: usize) -> PyResult<Execution> {
-    let threads = if bytes < SMALL { 1 } else { threads(py)? };
-    Ok(Execution { level: Level::current()?, threads })
+    let level = Level::current()?;
+    if bytes < SMALL {
+        return Ok(Execution { level, threads: 1 });
+    }
+    // With the interpreter held nobody forks. What a process makes once is made here, so that no child finds it half made.
+    let threads = threads(py)?;
+    schedule::prepare();
+    pool::prepare(threads);
+    Ok(Execution { level, threads })
 }
 
 /// Does `work`, which touches `bytes` and no Python object, with the interpreter released if that pays.

@@ -49,7 +49,8 @@ impl Random {
 /// Loads, stores and arithmetic of both vectors against arrays.
 pub(super) fn vectors(level: Level) {
     if available(level) {
-        level.run(Vectors);
+        // SAFETY: this kernel works on arrays of its own.
+        unsafe { level.run(Vectors) };
     }
 }
 
@@ -59,7 +60,7 @@ impl Kernel for Vectors {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    unsafe fn run<S: Simd>(self, simd: S) {
         let mut random = Random(1);
         for n in 0..=LANES {
             let a: [f64; LANES] = std::array::from_fn(|_| random.value());

@@ -51,6 +51,7 @@ macro_rules! conforms {
 #[cfg(test)]
 mod conformance;
 
+mod float_mode;
 mod pair;
 mod scalar;
 
@@ -62,6 +63,7 @@ mod avx512;
 mod neon;
 
 use crate::error::Error;
+use float_mode::FloatMode;
 use std::ops::{Add, Mul, Sub};
 use std::sync::OnceLock;
 
@@ -142,7 +144,10 @@ pub trait Kernel {
 
     /// Does the work with the instructions of `S`. Implementations are `#[inline(always)]`, so that they become part of a
     /// function that has the target feature.
-    fn run<S: Simd>(self, simd: S) -> Self::Output;
+    ///
+    /// # Safety
+    /// What the implementing type says of the memory it works on.
+    unsafe fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
 /// Sums the lanes: lane `i` with `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
@@ -238,20 +243,25 @@ impl Level {
         }
     }
 
-    /// Runs `kernel` with the instructions of this level.
+    /// Runs `kernel` with the instructions of this level, rounding and keeping subnormals as IEEE 754 says.
+    ///
+    /// # Safety
+    /// That of the kernel's `run`.
     #[inline]
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        match self {
-            Level::Scalar => kernel.run(scalar::Scalar),
-            // SAFETY: a `Level` other than `Scalar` comes from `Level::supported`, which asked the processor for it.
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { avx2::run(kernel) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::run(kernel) },
-            // SAFETY: NEON is part of every 64-bit ARM processor that Rust knows.
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon => unsafe { neon::run(kernel) },
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        let _mode = FloatMode::standard();
+        // SAFETY: the caller vouches for the kernel. A `Level` other than `Scalar` comes from `Level::supported`, which asked the
+        // processor for it; NEON is part of every 64-bit ARM processor that Rust knows.
+        unsafe {
+            match self {
+                Level::Scalar => kernel.run(scalar::Scalar),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => avx2::run(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => avx512::run(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => neon::run(kernel),
+            }
         }
     }
 }
