@@ -53,10 +53,13 @@
 //! | `sweep`, `items`, `pool` | the schedule carried out, item by item, on threads | |
 //! | `kernels` | the loops and the expressions in them | |
 //! | `simd` | the only place with `core::arch` | a new instruction set |
+//! | `blocks` | memory for large outputs, recycled | another source of memory |
 //! | `python` | the only place with Python (feature `python`) | |
 
 mod affine;
 mod backward;
+#[cfg(any(test, feature = "python"))]
+mod blocks;
 mod element;
 mod epilogue;
 mod error;

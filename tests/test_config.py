@@ -40,6 +40,7 @@ def test_the_command_prints_the_config() -> None:
         [sys.executable, "-m", "rustbn", "info"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+    rustbn.empty_cache()
     assert done.stdout == shown()
 
 

@@ -10,7 +10,7 @@ takes any number of dimensions.
 Results are the same bits for any number of threads and with any instruction set.
 """
 
-from rustbn._config import get_num_threads, set_num_threads, show_config, threads
+from rustbn._config import empty_cache, get_num_threads, set_num_threads, show_config, threads
 from rustbn._rustbn import __version__
 from rustbn.functional import (
     Affine,
@@ -43,6 +43,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
+    "empty_cache",
     "get_num_threads",
     "moments",
     "set_num_threads",

@@ -1,4 +1,4 @@
-"""Threads, instruction set, and what this installation is."""
+"""Threads, memory, instruction set, and what this installation is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ import numpy as np
 
 from rustbn import _rustbn
 
-__all__ = ["config", "get_num_threads", "set_num_threads", "show_config", "threads"]
+__all__ = [
+    "config",
+    "empty_cache",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+    "threads",
+]
 
+empty_cache = _rustbn.empty_cache
 get_num_threads = _rustbn.get_num_threads
 set_num_threads = _rustbn.set_num_threads
 
@@ -50,17 +58,19 @@ def threads(n: int) -> Iterator[None]:
 
 def config() -> dict[str, str]:
     """Facts about this installation, by name, as `show_config` prints them."""
+    held, limit = (f"{size / 2**20:.0f} MiB" for size in _rustbn.cache_bytes())
     return {
         "rustbn": _rustbn.__version__,
         "SIMD level": f"{_rustbn.simd_level()} (of {', '.join(_rustbn.simd_levels())})",
         "threads": str(get_num_threads()),
+        "cache": f"{held} held of at most {limit}",
         "NumPy": np.__version__,
         "Python": sys.version.split()[0],
     }
 
 
 def show_config(file: TextIO | None = None) -> None:
-    """Print version, SIMD level, number of threads and NumPy version.
+    """Print version, SIMD level, number of threads, memory kept for outputs and NumPy version.
 
     Parameters
     ----------

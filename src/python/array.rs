@@ -7,6 +7,7 @@
 //! NumPy.
 
 use super::errors::kind_error;
+use super::memory::recycled;
 use crate::error::Error;
 use crate::view::View;
 use numpy::npyffi::flags::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
@@ -144,7 +145,8 @@ fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
     flags(array) & NPY_ARRAY_WRITEABLE != 0
 }
 
-/// A new array of `prototype`'s shape, dense, its axes in the order of the prototype's memory, from NumPy's allocator.
+/// A new array of `prototype`'s shape, dense, its axes in the order of the prototype's memory; large ones in recycled
+/// memory.
 fn new_like<'py>(
     prototype: &Bound<'py, PyUntypedArray>,
     dtype: DType,
@@ -152,7 +154,7 @@ fn new_like<'py>(
     let py = prototype.py();
     // SAFETY: the prototype is an array; the call takes over a reference to the descriptor and returns a new reference or
     // sets an exception; subok = 0 gives a plain array.
-    unsafe {
+    recycled(py, prototype.len().saturating_mul(dtype.itemsize()), || unsafe {
         let array = PY_ARRAY_API.PyArray_NewLikeArray(
             py,
             prototype.as_array_ptr(),
@@ -161,7 +163,7 @@ fn new_like<'py>(
             0,
         );
         Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
-    }
+    })
 }
 
 /// Copies all elements, whatever the two memories look like.

@@ -9,6 +9,7 @@ mod array;
 mod context;
 mod errors;
 mod functions;
+mod memory;
 mod nouns;
 mod run;
 
@@ -24,6 +25,8 @@ mod _rustbn {
         backward_apply, backward_reduce, batch_norm, batch_norm_backward, batch_norm_forward,
         moments,
     };
+    #[pymodule_export]
+    use super::memory::{cache_bytes, empty_cache};
     #[pymodule_export]
     use super::nouns::{Affine, GradSums, Moments};
     #[pymodule_export]
