@@ -210,7 +210,7 @@ def test_timer_counts_calls() -> None:
 
 def test_run_measures_all_that_is_planned() -> None:
     units: list[int] = []
-    wanted = plan(passes=run.ALL_PASSES, threads=(1, 2))
+    wanted = plan(passes=run.ALL_PASSES, threads=(1, 2), peers=("numpy",))
     before = rustbn.get_num_threads()
     report = measure(wanted, lambda n, what: units.append(n))
     assert rustbn.get_num_threads() == before
@@ -403,6 +403,18 @@ def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [m["layout"] for m in report["measurements"]] == ["nhwc"]
     assert "| 2x3x4x5 |" in files["markdown"].read_text()
     assert files["plot.png"].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("short")
+def test_command_shows_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.main(["--repeats=1", "--passes=eval", "--layouts=nchw", "--peers=none"]) == 0
+    assert "100 %" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("short")

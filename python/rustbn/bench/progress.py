@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar with rich, lines without it."""
+"""Progress on standard error: a bar on a terminal with rich, lines without one of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OnWork: TypeAlias = Callable[[int, str], None]
 @contextmanager
 def progress(work: int) -> Iterator[OnWork]:
     """Give the function that `measure` reports its work to."""
-    if _has_rich():
+    if sys.stderr.isatty() and _has_rich():
         with _bar(work) as on_work:
             yield on_work
     else:

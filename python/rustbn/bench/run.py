@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,8 +197,6 @@ def _measure_network(
         report.networks.append(
             NetworkMeasurement(group, layers, layout, threads, clock.name, results)
         )
-        del steps
-        gc.collect()  # the next one starts with the memory that this one held
 
 
 def _measure_calls(

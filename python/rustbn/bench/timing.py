@@ -102,7 +102,6 @@ def timer(call: Callable[[], object], clock: Clock) -> Callable[[int], float]:
 def no_garbage_collection() -> Iterator[None]:
     """Keep Python from collecting garbage within samples."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
