@@ -25,7 +25,7 @@ LIMITS = {
     "backward": "an addition",
     "step": "a copy and an addition",
 }
-TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+TICKS = (0.25, 0.5, 0.7, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 INK, MUTED, FAINT = "#222222", "#555555", "#8a8a8a"
 
 
@@ -49,10 +49,11 @@ def figure(report: Report) -> Figure:
         layout="constrained",
         facecolor="white",
     )
-    panels = drawn.subplots(len(passes), len(columns), squeeze=False, sharex="row")
+    panels = drawn.subplots(len(passes), len(columns), squeeze=False)
     for line, pass_ in zip(panels, passes, strict=True):
+        reach = _reach([m for m in report.measurements if m.pass_ == pass_])
         for axes, column in zip(line, columns, strict=True):
-            _panel(axes, _cell(report, column, pass_), libraries)
+            _panel(axes, _cell(report, column, pass_), libraries, reach)
             group, layout, threads = column
             count = f"{threads} thread" + "s" * (threads > 1)
             axes.set_title(
@@ -60,8 +61,8 @@ def figure(report: Report) -> Figure:
             )
             axes.set_xlabel(f"time / {LIMITS[pass_]} of the same bytes", size=9, color=MUTED)
     handles = [Patch(color=COLOURS[name], label=LABELS[name]) for name in libraries]
-    handles.append(Patch(color=FAINT, label="into existing memory"))
-    handles.append(Patch(facecolor=FAINT, alpha=0.4, label="with a fresh output"))
+    handles.append(Patch(color=INK, label="into existing memory"))
+    handles.append(Patch(facecolor=INK, alpha=0.4, label="with a fresh output"))
     drawn.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
     drawn.supxlabel(
         f"{report.machine['cpu']}; the line at 1 is the limit; shorter is faster, log scale",
@@ -78,7 +79,9 @@ def _cell(report: Report, column: tuple[str, str, int], pass_: str) -> list[Meas
     ]
 
 
-def _panel(axes: Axes, entries: Sequence[Measurement], libraries: Sequence[str]) -> None:
+def _panel(
+    axes: Axes, entries: Sequence[Measurement], libraries: Sequence[str], reach: tuple[float, float]
+) -> None:
     width = 0.8 / len(libraries)
     for place, library in enumerate(libraries):
         existing, fresh = BARS[library]
@@ -100,11 +103,8 @@ def _panel(axes: Axes, entries: Sequence[Measurement], libraries: Sequence[str])
                 axes.text(end, y, text, size=6.5, va="center", color=INK, clip_on=True)
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log")
-    drawn = {name for library in libraries for name in BARS[library]}
-    values = [_ratio(entry, name) for entry in entries for name in entry.results if name in drawn]
-    least, most = min(0.95, min(values) / 1.1), 1.6 * max(2, *values)
-    axes.set_xlim(least, max(most, axes.get_xlim()[1]))
-    ticks = [tick for tick in TICKS if least <= tick <= most]
+    axes.set_xlim(*reach)
+    ticks = [tick for tick in TICKS if reach[0] <= tick <= reach[1]]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(entries)), ["x".join(map(str, e.shape)) for e in entries])
@@ -114,6 +114,13 @@ def _panel(axes: Axes, entries: Sequence[Measurement], libraries: Sequence[str])
     axes.spines["bottom"].set_color(FAINT)
     axes.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def _reach(entries: Sequence[Measurement]) -> tuple[float, float]:
+    """Return the least and greatest ratio to show, with room for a label."""
+    drawn = {name for pair in BARS.values() for name in pair}
+    values = [_ratio(entry, name) for entry in entries for name in entry.results if name in drawn]
+    return min(0.95, *(value / 1.1 for value in values)), 1.6 * max(2, *values)
 
 
 def _ratio(entry: Measurement, name: str) -> float:
