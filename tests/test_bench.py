@@ -351,6 +351,12 @@ def test_tables_hold_the_numbers() -> None:
     assert called.rows[1] == ("inference: affine", "500 ns", "0.50")
 
 
+def test_time_per_element_of_growing_sizes() -> None:
+    report = made_up()
+    report.measurements = [dataclasses.replace(report.measurements[0], group="sizes")]
+    assert tables(report)[-3].rows == (("64x32x64x64", "8388608", "1.192", "1.192", "2.384"),)
+
+
 def test_means() -> None:
     entries = made_up().measurements[::2]
     assert total_ratio(entries, RUSTBN_OUT, LIMIT) == pytest.approx(22 / 16)

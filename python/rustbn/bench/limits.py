@@ -35,7 +35,7 @@ class Team:
 
     def split(self, x: Array, job: Callable[[slice], Job]) -> Job:
         """Return one job of the jobs that `job` gives for each thread's part of `x`."""
-        threads = self.threads if x.nbytes >= LARGE else 1
+        threads = 1 if self._is_alone(x) else self.threads
         bounds = [x.size * i // threads for i in range(threads + 1)]
         first, *others = (job(slice(*pair)) for pair in pairwise(bounds))
         if not others:
@@ -49,6 +49,10 @@ class Team:
 
         return all_parts
 
+    def _is_alone(self, x: Array) -> bool:
+        """Tell whether the caller's thread does all of `x`."""
+        return self.threads == 1 or x.nbytes < LARGE
+
     def copy(self, x: Array, out: Array) -> Job:
         """Return the job of copying."""
         return self.split(x, lambda part: partial(np.copyto, out[part], x[part]))
@@ -59,7 +63,7 @@ class Team:
 
     def fresh_copy(self, x: Array) -> Array:
         """Return a copy."""
-        if self.threads == 1:
+        if self._is_alone(x):
             return x.copy()
         out = np.empty_like(x)
         self.copy(x, out)()
@@ -67,7 +71,7 @@ class Team:
 
     def fresh_sum(self, x: Array, dy: Array) -> Array:
         """Return the sum."""
-        if self.threads == 1:
+        if self._is_alone(x):
             total: Array = x + dy
             return total
         out = np.empty_like(x)

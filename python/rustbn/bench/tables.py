@@ -71,6 +71,7 @@ def tables(report: Report) -> list[Table]:
     parts = [list(part) for _, part in groupby(ordered, key)]
     found = [_summary(parts)] if len(parts) > 1 else []
     found += [_details(part) for part in parts]
+    found += [_growth(part) for part in parts if part[0].group == "sizes"]
     found += [_scaling(part) for part in _by_threads(report.measurements)]
     if report.networks:
         found.append(_networks(report.networks))
@@ -156,6 +157,18 @@ def _details(part: Sequence[Measurement]) -> Table:
     columns = ("shape", *(["layers"] * several), LIMIT, *names)
     columns += tuple(f"{peer} / {name}" for peer, name in speedups)
     return Table(_title(first), columns, tuple(rows))
+
+
+def _growth(part: Sequence[Measurement]) -> Table:
+    """Show time per element: flat where it grows as the size does."""
+    names = [n for n in (LIMIT, RUSTBN_OUT, RUSTBN) if all(n in e.results for e in part)]
+    rows = []
+    for entry in part:
+        size = math.prod(entry.shape)
+        cells = [f"{1e9 * entry.results[name].median / size:.3f}" for name in names]
+        rows.append(("x".join(map(str, entry.shape)), str(size), *cells))
+    title = f"ns per element: {_title(part[0])}"
+    return Table(title, ("shape", "elements", *names), tuple(rows))
 
 
 def _summary(parts: Sequence[Sequence[Measurement]]) -> Table:
