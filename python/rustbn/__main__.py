@@ -1,4 +1,4 @@
-"""Command line: ``python -m rustbn info`` and ``python -m rustbn demo``."""
+"""Command line: ``python -m rustbn info``, ``demo`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "demo", help="train a network with and without batch normalization", add_help=False
     )
+    commands.add_parser(
+        "bench", help="time it against a copy, PyTorch and plain NumPy", add_help=False
+    )
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "demo":
         from rustbn import demo
 
         return demo.main(rest)
+    if arguments.command == "bench":
+        from rustbn import bench
+
+        return bench.main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     rustbn.show_config()

@@ -1,0 +1,242 @@
+"""A run: each case's arrays made, its contestants checked, then timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import rustbn
+from rustbn.bench import calls, network, with_numpy, with_torch
+from rustbn.bench.contestant import NAMES, PASSES, Contestant
+from rustbn.bench.limits import Team, limits, team
+from rustbn.bench.machine import machine, versions
+from rustbn.bench.ours import ours
+from rustbn.bench.peers import installed
+from rustbn.bench.problem import Answers, Problem, WrongResultError
+from rustbn.bench.report import CallMeasurement, Measurement, NetworkMeasurement, Report
+from rustbn.bench.shapes import Case
+from rustbn.bench.timing import SAMPLE_SECONDS, clock_for, interleave, timer
+
+NETWORK, CALLS = "network", "calls"
+ALL_PASSES = (*PASSES, NETWORK, CALLS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        From `rustbn.bench.shapes.cases`.
+    peers : sequence of str
+        Of ``torch`` and ``numpy``. What is not installed is left out and named in the report.
+    passes : sequence of str
+        Of ``forward``, ``backward``, ``eval``, ``step`` (a module's forward and backward) for each
+        case, ``network`` (a step of all layers of a group whose counts are not all 1), and
+        ``calls`` (tiny arrays, whatever the cases).
+    threads : sequence of int
+        Numbers of threads, one after the other.
+    repeats : int
+        Rounds, of one sample a contestant.
+    sample_seconds : float
+        How long a sample lasts at least.
+    """
+
+    cases: Sequence[Case]
+    peers: Sequence[str] = ("torch", "numpy")
+    passes: Sequence[str] = PASSES
+    threads: Sequence[int] = (1,)
+    repeats: int = 9
+    sample_seconds: float = SAMPLE_SECONDS
+
+    @property
+    def work(self) -> int:
+        """Return how many units `measure` reports in all: elements times rounds, roughly."""
+        own = sum(name in PASSES for name in self.passes)
+        units = sum(_units(case) for case in self.cases) * own
+        if NETWORK in self.passes:
+            units += sum(_network_units(part) for part in _networks(self.cases))
+        units = units * len(self.threads) * self.repeats
+        return units + (len(calls.COMPARISONS) * _CALL_UNITS if CALLS in self.passes else 0)
+
+
+def measure(plan: Plan, on_work: Callable[[int, str], None] = lambda units, what: None) -> Report:
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to measure.
+    on_work : callable, optional
+        on_work(units, what) is called as work is done; the units add up to `plan.work`.
+
+    Raises
+    ------
+    WrongResultError
+        If a contestant's result is not the float64 answer: nothing that is wrong is timed.
+    """
+    peers, missing = installed(plan.peers)
+    report = Report(machine(), versions(peers), _arguments(plan), missing)
+    for case in plan.cases:
+        if any(name in PASSES for name in plan.passes):
+            _measure_case(case, plan, peers, report, on_work)
+    if NETWORK in plan.passes:
+        for part in _networks(plan.cases):
+            _measure_network(part, plan, peers, report, on_work)
+    if CALLS in plan.passes:
+        _measure_calls(plan, peers, report, on_work)
+    return report
+
+
+def contestants(problem: Problem, pass_: str, peers: Sequence[str], team: Team) -> list[Contestant]:
+    """Return all contestants of a pass, in the order of `NAMES`."""
+    found = limits(problem, pass_, team) + ours(problem, pass_)
+    if "torch" in peers:
+        found += with_torch.contestants(problem, pass_)
+    if "numpy" in peers:
+        found += with_numpy.contestants(problem, pass_)
+    return sorted(found, key=lambda contestant: NAMES.index(contestant.name))
+
+
+def check_contestant(
+    contestant: Contestant, problem: Problem, pass_: str, answers: Answers
+) -> None:
+    """Raise `WrongResultError` unless the contestant computes the answers."""
+    if contestant.prepare is not None:
+        contestant.prepare()
+    returned = contestant.call()
+    if contestant.results is None:
+        return
+    try:
+        answers.check(pass_, contestant.results(returned), contestant.tolerance)
+    except WrongResultError as error:
+        case = problem.case
+        what = f"{contestant.name}, {pass_} of {case.name} {case.layout}"
+        raise WrongResultError(f"{what}: {error}") from None
+
+
+# Small cases cost their samples' time all the same.
+_LEAST_UNITS = 1_000_000
+_CALL_UNITS = 10_000_000
+
+
+def _units(case: Case) -> int:
+    return max(case.size, _LEAST_UNITS)
+
+
+def _network_units(part: Sequence[Case]) -> int:
+    return sum(_units(case) * case.count for case in part)
+
+
+def _networks(cases: Sequence[Case]) -> list[list[Case]]:
+    parts = (list(part) for _, part in groupby(cases, lambda case: (case.group, case.layout)))
+    return [part for part in parts if any(case.count > 1 for case in part)]
+
+
+def _measure_case(
+    case: Case,
+    plan: Plan,
+    peers: Sequence[str],
+    report: Report,
+    on_work: Callable[[int, str], None],
+) -> None:
+    problem = Problem.make(case)
+    answers = Answers.of(problem)
+    for threads in plan.threads:
+        clock = clock_for(threads)
+        with _threads(threads, peers), team(threads) as share:
+            for pass_ in plan.passes:
+                if pass_ not in PASSES:
+                    continue
+                what = f"{pass_} {case.name} {case.layout}, {_count(threads)}"
+                entered = contestants(problem, pass_, peers, share)
+                for contestant in entered:
+                    check_contestant(contestant, problem, pass_, answers)
+                results = interleave(
+                    {entry.name: timer(entry.call, clock) for entry in entered},
+                    plan.repeats,
+                    plan.sample_seconds,
+                    partial(on_work, _units(case), what),
+                )
+                report.measurements.append(
+                    Measurement(
+                        case.group, case.shape, case.count, case.layout, threads, pass_,
+                        clock.name, results,
+                    )
+                )  # fmt: skip
+
+
+def _measure_network(
+    part: Sequence[Case],
+    plan: Plan,
+    peers: Sequence[str],
+    report: Report,
+    on_work: Callable[[int, str], None],
+) -> None:
+    group, layout = part[0].group, part[0].layout
+    layers = sum(case.count for case in part)
+    problems = [Problem.make(case) for case in part]
+    for _ in network.check_layers(problems, peers):
+        pass
+    for threads in plan.threads:
+        clock = clock_for(threads)
+        what = f"{layers} layers of {group} {layout}, {_count(threads)}"
+        with _threads(threads, peers), team(threads) as share:
+            steps = network.steps(network.networks(problems, peers, share))
+            results = interleave(
+                {name: timer(step, clock) for name, step in steps.items()},
+                plan.repeats,
+                plan.sample_seconds,
+                partial(on_work, _network_units(part), what),
+            )
+        report.networks.append(
+            NetworkMeasurement(group, layers, layout, threads, clock.name, results)
+        )
+
+
+def _measure_calls(
+    plan: Plan, peers: Sequence[str], report: Report, on_work: Callable[[int, str], None]
+) -> None:
+    clock = clock_for(1)
+    with _threads(1, peers):
+        names = calls.namespace(peers)
+        for comparison in calls.COMPARISONS:
+            results = interleave(
+                calls.timers(comparison, clock, names), plan.repeats, plan.sample_seconds
+            )
+            report.calls.append(
+                CallMeasurement(comparison.title, comparison.reference, clock.name, results)
+            )
+            on_work(_CALL_UNITS, f"small calls: {comparison.title}")
+
+
+@contextmanager
+def _threads(threads: int, peers: Sequence[str]) -> Iterator[None]:
+    before = with_torch.set_threads(threads) if "torch" in peers else 0
+    try:
+        with rustbn.threads(threads):
+            yield
+    finally:
+        if "torch" in peers:
+            with_torch.set_threads(before)
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread" + "s" * (threads > 1)
+
+
+def _arguments(plan: Plan) -> dict[str, Any]:
+    return {
+        "groups": list(dict.fromkeys(case.group for case in plan.cases)),
+        "layouts": list(dict.fromkeys(case.layout for case in plan.cases)),
+        "peers": list(plan.peers),
+        "passes": list(plan.passes),
+        "threads": list(plan.threads),
+        "repeats": plan.repeats,
+        "sample_seconds": plan.sample_seconds,
+    }

@@ -1,0 +1,61 @@
+"""The named shapes of ``shapes.toml`` as cases: a shape in a memory layout."""
+
+import math
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+
+LAYOUTS = ("nchw", "nhwc")
+# Each takes gigabytes or minutes, so it has to be asked for by name.
+NOT_IN_ALL = ("sizes",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch-norm problem: `shape` is N, C and the spatial axes, whatever the memory layout."""
+
+    group: str
+    shape: tuple[int, ...]
+    count: int
+    layout: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements of x."""
+        return math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        """The shape as text: ``32x64x56x56``."""
+        return "x".join(map(str, self.shape))
+
+
+def shapes() -> dict[str, list[tuple[tuple[int, ...], int]]]:
+    """Return the shapes and their counts by the name of the group."""
+    text = files("rustbn.bench").joinpath("shapes.toml").read_text(encoding="utf-8")
+    return {
+        group: [(tuple(entry["shape"]), entry["count"]) for entry in entries]
+        for group, entries in tomllib.loads(text).items()
+    }
+
+
+def groups() -> list[str]:
+    """Return the names of the groups."""
+    return list(shapes())
+
+
+def cases(names: Iterable[str], layouts: Iterable[str]) -> list[Case]:
+    """Return the cases of the named groups in the layouts, by group, layout and shape.
+
+    Without spatial axes the layouts are the same memory: such a shape is a case of the first one.
+    """
+    named = shapes()
+    layouts = list(layouts)
+    return [
+        Case(group, shape, count, layout)
+        for group in names
+        for layout in layouts
+        for shape, count in named[group]
+        if len(shape) > 2 or layout == layouts[0]
+    ]
