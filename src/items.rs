@@ -11,6 +11,9 @@ use crate::simd::{Kernel, LANES, Simd, fold};
 use crate::view::View;
 use std::ops::Range;
 
+/// Columns from which a row is long: its two ends that are no whole lines do not matter.
+const LONG_ROW: usize = 1024;
+
 /// Finds the centres of some channels. To run it: the inputs of `terms` hold `view`, which is not empty.
 pub(crate) struct CenterItem<'a, T> {
     pub(crate) view: &'a View,
@@ -280,14 +283,17 @@ impl<M: Map> MapItem<'_, M> {
         let view = &self.plan.view;
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
-        let streamed = self.plan.stores == Stores::Streamed && columns.len() == sheets[0].stride;
+        let streamed = self.plan.stores == Stores::Streamed;
+        // Short rows are streamed as one run of memory, long ones, or parts of them, each by itself.
+        let joined = streamed && columns.len() == sheets[0].stride && columns.len() < LONG_ROW;
+        let apart = streamed && columns.len() >= LONG_ROW;
         let of_block = self.table.from(self.channels.start);
         let mut expanded = Vec::new();
-        let table = if columns.are_channels() && !streamed {
+        let table = if columns.are_channels() && !joined {
             of_block
         } else {
-            // Rows that are streamed without a gap need the first columns again after the last.
-            let pitch = if streamed { columns.len() + LANES } else { columns.len() };
+            // Rows that are joined need the first columns again after the last.
+            let pitch = if joined { columns.len() + LANES } else { columns.len() };
             expanded.reserve_exact(M::COEFFICIENTS * pitch);
             for k in 0..M::COEFFICIENTS {
                 // SAFETY: every coefficient of the block's channels is there, and nobody writes them.
@@ -304,11 +310,16 @@ impl<M: Map> MapItem<'_, M> {
             Table { first: expanded.as_ptr(), pitch }
         };
         for sheet in sheets {
-            // SAFETY: rows of the view, and the coefficients of each column; if streamed, rows without a gap.
+            // SAFETY: rows of the view, and the coefficients of each column; if joined, rows without a gap.
             unsafe {
-                if streamed {
+                if joined {
                     let len = sheet.rows * sheet.cols;
                     map::stream(simd, self.map, sheet.at, len, columns.len(), table);
+                } else if apart {
+                    for row in 0..sheet.rows {
+                        let at = sheet.at + row * sheet.stride;
+                        map::stream(simd, self.map, at, sheet.cols, columns.len(), table);
+                    }
                 } else {
                     map::sheet(simd, self.map, sheet, table, self.plan.ahead);
                 }

@@ -207,8 +207,9 @@ impl Plan {
                 (step(&view, arrangement), (TABLE_COLUMNS / view.inner).max(1))
             }
             Arrangement::Sheet { samples } => {
-                let rows = (CHUNK / (width * samples)).max(1);
-                (Step { outer: rows * samples, inner: view.inner }, view.channels)
+                let block = view.channels.min(CHUNK);
+                let rows = (CHUNK / (block * samples)).max(1);
+                (Step { outer: rows * samples, inner: view.inner }, block)
             }
             Arrangement::Planes => {
                 let step = Step { outer: (CHUNK / width).max(1), inner: view.inner.min(CHUNK) };

@@ -65,14 +65,22 @@ def test_tensors_are_taken_through_backward(dtype: npt.DTypeLike) -> None:
     assert_same_bits(dx, rustbn.batch_norm_backward(p.dy, ctx).dx)
 
 
-def test_a_tensor_that_requires_gradients_is_refused_by_pytorch_itself() -> None:
+def test_a_tensor_that_requires_gradients_is_refused_with_pytorchs_reason() -> None:
     p = cases.problem((6, 5, 7))
     mean, var = p.running_mean.copy(), p.running_var.copy()
     weight = torch.from_numpy(p.weight).requires_grad_()
-    with pytest.raises(RuntimeError, match="requires grad"):
+    with pytest.raises(TypeError, match=r"\bweight\b.*Tensor") as refusal:
         rustbn.batch_norm(p.x, mean, var, weight, training=True)
+    assert "requires grad" in str(refusal.value.__cause__)
     assert_same_bits(mean, p.running_mean)
     assert_same_bits(var, p.running_var)
+
+
+def test_a_masked_array_is_refused() -> None:
+    p = cases.problem((6, 5, 7))
+    masked: Any = np.ma.masked_invalid(p.x)
+    with pytest.raises(TypeError, match=r"\bx\b.*mask.*MaskedArray"):
+        rustbn.batch_norm(masked, training=True)
 
 
 def test_subclasses_are_taken_as_the_arrays_they_are() -> None:
@@ -380,3 +388,25 @@ def test_memory_of_results_is_given_back() -> None:
     finally:
         tracemalloc.stop()
     assert grown < p.x.nbytes / 2
+
+
+def test_outputs_whose_elements_share_a_place_are_refused() -> None:
+    p = cases.problem((6, 5, 7))
+    out = np.lib.stride_tricks.as_strided(np.zeros(7, np.float32), (6, 5, 7), (0, 0, 4))
+    with pytest.raises(ValueError, match=r"\bout\b.*place"):
+        rustbn.batch_norm(p.x, training=True, out=out)
+    mean = np.lib.stride_tricks.as_strided(np.zeros(1), (5,), (0,))
+    with pytest.raises(ValueError, match=r"\brunning_mean\b.*place"):
+        rustbn.batch_norm(p.x, mean, p.running_var.copy(), training=True)
+
+
+def test_running_statistics_in_any_byte_order_are_updated_whatever_numpy_raises() -> None:
+    x = np.full((4, 2), 1e100)
+    x[0] = 2e100
+    for dtype in ("<f4", ">f4", "<f8", ">f8"):
+        mean, var = np.zeros(2, dtype), np.ones(2, dtype)
+        with np.errstate(all="raise"):
+            rustbn.batch_norm(x, mean, var, training=True)
+        narrow = mean.itemsize == 4
+        assert np.all(np.isinf(mean)) if narrow else np.all((mean > 1e99) & (mean < 1e100)), dtype
+        assert np.all(np.isinf(var)) if narrow else np.all((var > 1e198) & (var < 1e200)), dtype

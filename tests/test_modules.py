@@ -1228,3 +1228,21 @@ def test_docstring_examples() -> None:
     result = doctest.testmod(rustbn.modules)
     assert result.attempted > 20
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["weight_grad", "bias_grad"])
+def test_a_gradient_that_cannot_be_added_to_changes_nothing(name: str) -> None:
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    read_only = np.zeros(4, np.float32)
+    read_only.flags.writeable = False
+    for broken in (np.zeros(3, np.float32), read_only):
+        bn = rustbn.BatchNorm1d(4)
+        bn(x)
+        out = np.full_like(x, 7)
+        setattr(bn, name, broken)
+        with pytest.raises(ValueError, match=name):
+            bn.backward(x, out=out)
+        other = bn.bias_grad if name == "weight_grad" else bn.weight_grad
+        assert other is not None
+        assert not other.any()
+        assert np.all(out == 7)

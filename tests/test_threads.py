@@ -395,3 +395,51 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 @pytest.mark.parametrize("situation", FORKS)
 def test_a_forked_child(situation: str, run_python: RunPython) -> None:
     run_python(FORK + FORKS[situation])
+
+
+FLUSHED = """
+import numpy as np
+import torch
+import rustbn
+
+rng = np.random.default_rng(0)
+x = (rng.standard_normal((16, 8, 64, 64)) * 1e-39).astype(np.float32)
+weight = np.full(8, 1e-3, np.float32)
+expected = rustbn.batch_norm(x, weight=weight, training=True, eps=1e-10)
+assert np.any((abs(expected) < 1e-38) & (expected != 0)), "the data has no subnormal result"
+assert torch.set_flush_denormal(True)
+for threads in (1, 2, 3):
+    with rustbn.threads(threads):
+        y = rustbn.batch_norm(x, weight=weight, training=True, eps=1e-10)
+    np.testing.assert_array_equal(y.view(np.uint32), expected.view(np.uint32))
+assert np.float32(1e-39) * np.float32(0.5) == 0, "the mode of the caller is as it was"
+"""
+
+
+def test_a_caller_that_flushes_subnormals_changes_nothing(run_python: RunPython) -> None:
+    run_python(FLUSHED)
+
+
+FORK_DURING_THE_FIRST_CALL = """
+import os, threading, time
+import numpy as np
+import rustbn
+
+x = np.ones((4, 8, 128, 128), np.float32)
+caller = threading.Thread(target=lambda: rustbn.batch_norm(x, training=True))
+caller.start()
+time.sleep({delay})
+child = os.fork()
+if child == 0:
+    rustbn.batch_norm(x, training=True)
+    os._exit(0)
+caller.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 1e-4, 2e-4, 5e-4, 1e-3])
+def test_a_child_forked_during_the_first_call_does_not_hang(
+    delay: float, run_python: RunPython
+) -> None:
+    run_python(FORK_DURING_THE_FIRST_CALL.format(delay=delay))

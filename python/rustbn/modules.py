@@ -313,16 +313,16 @@ class BatchNorm:
                 "backward needs a training or frozen forward before it: the latest forward was in "
                 "eval mode, or there was none since the module was made, copied or unpickled"
             )
+        for name in ("weight_grad", "bias_grad"):
+            gradient = getattr(self, name)
+            if gradient is not None and self._own(name).shape != (self.num_features,):
+                raise ValueError(
+                    f"the module's {name} must have shape ({self.num_features},), "
+                    f"got {gradient.shape}"
+                )
         dx, dweight, dbias, _ = batch_norm_backward(dy, context, out=out)
-        weight_grad, bias_grad = self.weight_grad, self.bias_grad
-        if weight_grad is None:
-            self.weight_grad = dweight
-        elif dweight is not None:
-            weight_grad += dweight
-        if bias_grad is None:
-            self.bias_grad = dbias
-        elif dbias is not None:
-            bias_grad += dbias
+        self.weight_grad = _accumulate(self.weight_grad, dweight)
+        self.bias_grad = _accumulate(self.bias_grad, dbias)
         assert dx is not None  # it was asked for
         return dx
 
@@ -650,6 +650,14 @@ class BatchNorm3d(BatchNorm):
     """
 
     _ranks = (5,)
+
+
+def _accumulate(total: _FloatArray | None, gradient: _FloatArray | None) -> _FloatArray | None:
+    if total is None:
+        return gradient
+    if gradient is not None:
+        total += gradient
+    return total
 
 
 def _integer(name: str, value: object) -> int:

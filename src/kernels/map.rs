@@ -131,8 +131,9 @@ fn head<E>(output: *mut E, len: usize, stores: Stores) -> Option<usize> {
         .then_some(head)
 }
 
-/// Writes the outputs of a sheet through the cache. Rows go in pairs that share a fetch of the coefficients; both rows are
-/// read before one is written, as a load waits for an earlier store whose address agrees in its low bits.
+/// Writes the outputs of a sheet through the cache. Parts of rows go in pairs that share a fetch of the coefficients; both are
+/// read before one is written, as a load waits for an earlier store whose address agrees in its low bits. Whole rows go
+/// one by one: then memory is met in its order.
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them; `table` holds the
@@ -194,11 +195,11 @@ unsafe fn columns<S: Simd, M: Map>(
 }
 
 /// Writes the outputs of `len` elements at `at`, rows of `cols` columns without a gap, past the cache. Vectors go on over the
-/// ends of rows, so `table` begins anew after its last column: it holds `cols + LANES` columns.
+/// ends of rows, so if there is more than one row `table` begins anew after its last column: it holds `cols + LANES` columns.
 ///
 /// # Safety
 /// Inputs and output hold the elements; the output is one of the inputs or shares no memory with them; `table` holds the
-/// coefficients of each column and of the next `LANES`.
+/// coefficients of each column and, if `len` is more than `cols`, of the next `LANES`.
 #[inline(always)]
 pub(crate) unsafe fn stream<S: Simd, M: Map>(
     simd: S,
@@ -218,8 +219,8 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
                 (0, Some(head)) if head > 0 => head,
                 _ => LANES.min(len - i),
             };
-            let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
             if n == LANES {
+                let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
                 let value = map.value(simd, at + i, LANES, &coefficients);
                 if head.is_some() {
                     M::Element::stream(simd, output.add(i), value);
@@ -227,6 +228,7 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
                     M::Element::store(simd, output.add(i), LANES, value);
                 }
             } else {
+                let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(n));
                 let value = map.value(simd, at + i, n, &coefficients);
                 M::Element::store(simd, output.add(i), n, value);
             }

@@ -26,7 +26,7 @@ scalar! {
     eps: f64, "a real number", "finite";
     ddof: f64, "a real number", "finite";
     axis: isize, "a whole number", "within 64 bits";
-    count: u64, "a whole number", "0 or more and less than 2**64";
+    count: u64, "a whole number", "0 or more, within 64 bits";
     n: isize, "a whole number", "within 64 bits";
 }
 
