@@ -1,6 +1,8 @@
-//! The transformation that batch normalization is once its statistics are known: `y = (x - mean) * scale + bias`.
+//! The transformation that batch normalization is once its statistics are known: `y = (x - mean) *
+//! scale + bias`.
 //!
-//! It stays centred. Collapsing it to `x * a + b` cancels when |mean| is much larger than the standard deviation.
+//! It stays centred. Collapsing it to `x * a + b` cancels when |mean| is much larger than the
+//! standard deviation.
 
 use crate::element::Real;
 use crate::error::Error;
@@ -25,8 +27,8 @@ impl Affine {
         Ok(Affine { mean, scale, bias })
     }
 
-    /// Normalisation with batch statistics: the biased variance (Ioffe & Szegedy 2015, Algorithm 1), then `weight` and
-    /// `bias`, which are 1 and 0 where absent.
+    /// Normalisation with batch statistics: the biased variance (Ioffe & Szegedy 2015, Algorithm
+    /// 1), then `weight` and `bias`, which are 1 and 0 where absent.
     ///
     /// # Errors
     /// [`Error::Length`] if `weight` or `bias` is not one value a channel.
@@ -39,8 +41,8 @@ impl Affine {
         Affine::normalising(moments.mean().to_vec(), moments.invstd(eps), weight, bias)
     }
 
-    /// Normalisation with running statistics, which is what batch normalization is at inference (Ioffe & Szegedy 2015,
-    /// Algorithm 2).
+    /// Normalisation with running statistics, which is what batch normalization is at inference
+    /// (Ioffe & Szegedy 2015, Algorithm 2).
     ///
     /// # Errors
     /// [`Error::Length`] if a vector is not as long as `running_mean`.
@@ -91,7 +93,8 @@ fn check(argument: &'static str, expected: usize, vector: Option<&[f64]>) -> Res
     vector.map_or(Ok(()), |vector| Error::check_length(argument, expected, vector.len()))
 }
 
-/// The `R` nearest to a finite `value`, never infinite: a difference of zero times it must stay zero.
+/// The `R` nearest to a finite `value`, never infinite: a difference of zero times it must stay
+/// zero.
 #[inline(always)]
 pub(crate) fn factor<R: Real>(value: f64) -> R {
     let limit = R::MAX.to_f64();
@@ -100,7 +103,8 @@ pub(crate) fn factor<R: Real>(value: f64) -> R {
 
 /// `value` as the sum of two `R`: the nearest one and what it leaves.
 ///
-/// Subtracting the parts one after the other keeps the error of `x - value` at that of `x`, however large the value is.
+/// Subtracting the parts one after the other keeps the error of `x - value` at that of `x`, however
+/// large the value is.
 #[inline(always)]
 pub(crate) fn split<R: Real>(value: f64) -> [R; 2] {
     let high = R::from_f64(value);

@@ -1,7 +1,8 @@
-//! The backward verbs: [`backward_reduce`], [`backward_apply`], and both in one pass, [`batch_norm_backward`].
+//! The backward verbs: [`backward_reduce`], [`backward_apply`], and both in one pass,
+//! [`batch_norm_backward`].
 //!
-//! With `n` values a channel, `μ` and `invstd` of the batch, and `scale = weight * invstd`
-//! (Ioffe & Szegedy 2015, section 3, the chain rule through the statistics):
+//! With `n` values a channel, `μ` and `invstd` of the batch, and `scale = weight * invstd` (Ioffe &
+//! Szegedy 2015, section 3, the chain rule through the statistics):
 //!
 //! ```text
 //! dbias   = Σ dy
@@ -9,8 +10,8 @@
 //! dx      = scale · (dy - Σdy / n - (x - μ) · invstd² · Σ dy (x - μ) / n)
 //! ```
 //!
-//! Running statistics are constants: then `dx = dy · scale`, an [`Affine`](crate::Affine) without mean and bias, and the sums
-//! are about the running mean.
+//! Running statistics are constants: then `dx = dy · scale`, an [`Affine`](crate::Affine) without
+//! mean and bias, and the sums are about the running mean.
 
 use crate::element::{Element, Real};
 use crate::error::Error;
@@ -27,8 +28,8 @@ use crate::view::View;
 /// The two sums that the gradients are made of, about `mean`.
 ///
 /// # Errors
-/// [`Error::Shape`] if `dy` or `x` is not exactly the elements of `view`; [`Error::Length`] if `mean` is not one value a
-/// channel.
+/// [`Error::Shape`] if `dy` or `x` is not exactly the elements of `view`; [`Error::Length`] if
+/// `mean` is not one value a channel.
 pub fn backward_reduce<E: Element>(
     view: View,
     dy: &[E],
@@ -43,11 +44,12 @@ pub fn backward_reduce<E: Element>(
     Ok(unsafe { backward_reduce_raw(view, dy.as_ptr(), x.as_ptr(), mean, execution) })
 }
 
-/// Writes the gradient with respect to `x` to `dx`, from statistics and sums of the whole batch, of which `x` may be a part.
+/// Writes the gradient with respect to `x` to `dx`, from statistics and sums of the whole batch, of
+/// which `x` may be a part.
 ///
 /// # Errors
-/// [`Error::Shape`] if `dy`, `x` or `dx` is not exactly the elements of `view`; [`Error::Length`] if `moments`, `sums` or
-/// `weight` has other channels.
+/// [`Error::Shape`] if `dy`, `x` or `dx` is not exactly the elements of `view`; [`Error::Length`]
+/// if `moments`, `sums` or `weight` has other channels.
 #[allow(clippy::too_many_arguments)]
 pub fn backward_apply<E: Element>(
     view: View,
@@ -62,7 +64,8 @@ pub fn backward_apply<E: Element>(
 ) -> Result<(), Error> {
     check(&view, dy, x, moments, weight, dx)?;
     view.check_vector("grad_sums", sums.sum_dy())?;
-    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the vectors were checked.
+    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the
+    // vectors were checked.
     unsafe {
         backward_apply_raw(
             view,
@@ -79,8 +82,9 @@ pub fn backward_apply<E: Element>(
     Ok(())
 }
 
-/// The training backward pass: writes the gradient with respect to `x` to `dx` and returns the sums that those of weight and
-/// bias are made of. The result is, bit for bit, that of [`backward_reduce`] and [`backward_apply`].
+/// The training backward pass: writes the gradient with respect to `x` to `dx` and returns the sums
+/// that those of weight and bias are made of. The result is, bit for bit, that of
+/// [`backward_reduce`] and [`backward_apply`].
 ///
 /// # Errors
 /// As [`backward_apply`].
@@ -96,7 +100,8 @@ pub fn batch_norm_backward<E: Element>(
     execution: Execution,
 ) -> Result<GradSums, Error> {
     check(&view, dy, x, moments, weight, dx)?;
-    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the vectors were checked.
+    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the
+    // vectors were checked.
     Ok(unsafe {
         batch_norm_backward_raw(
             view,
@@ -184,8 +189,8 @@ impl<R: Real> Finish<R, 6> for Differentiate<'_> {
 /// [`backward_apply`] from `dy` and `x` to `dx`.
 ///
 /// # Safety
-/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy`, is `x`, or shares no memory with them; `moments`,
-/// `sums` and `weight` have the channels of `view`.
+/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy`, is `x`, or shares no
+/// memory with them; `moments`, `sums` and `weight` have the channels of `view`.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn backward_apply_raw<E: Element>(
     view: View,
@@ -216,8 +221,8 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
 /// [`batch_norm_backward`] from `dy` and `x` to `dx`.
 ///
 /// # Safety
-/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy` or shares no memory with them; `moments` and `weight`
-/// have the channels of `view`.
+/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy` or shares no memory with
+/// them; `moments` and `weight` have the channels of `view`.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     view: View,
@@ -233,7 +238,8 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
         return GradSums::zero(view.channels);
     }
     let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
-    // SAFETY: handed on to the caller; a block's sums are complete before the first of its outputs is written.
+    // SAFETY: handed on to the caller; a block's sums are complete before the first of its outputs
+    // is written.
     let sums = unsafe {
         sweep::fused(
             &plan,

@@ -1,25 +1,30 @@
 //! Memory for large outputs: blocks that are kept when they are freed, and handed out again.
 //!
-//! The system zeroes memory page by page as it is first touched, which takes as long as the batch norm that then fills it:
-//! 22 ms instead of 12 for a training forward of 100 MB. Blocks that have been touched before cost nothing.
+//! The system zeroes memory page by page as it is first touched, which takes as long as the batch
+//! norm that then fills it: 22 ms instead of 12 for a training forward of 100 MB. Blocks that have
+//! been touched before cost nothing.
 //!
 //! # Blocks
-//! Capacities come eight to the octave, so a block is less than 1/8 larger than what was asked for. Blocks of at least
-//! [`LARGE`] bytes are mapped from the system one by one, so that releasing one returns its pages whatever else is alive;
-//! from [`HUGE`] bytes they start at a huge page. Smaller ones exist because NumPy may ask for any size where it may ask at
-//! all; they come from Rust's allocator and are never kept. Each block knows its own capacity: nobody is asked for it.
+//! Capacities come eight to the octave, so a block is less than 1/8 larger than what was asked for.
+//! Blocks of at least [`LARGE`] bytes are mapped from the system one by one, so that releasing one
+//! returns its pages whatever else is alive; from [`HUGE`] bytes they start at a huge page. Smaller
+//! ones exist because NumPy may ask for any size where it may ask at all; they come from Rust's
+//! allocator and are never kept. Each block knows its own capacity: nobody is asked for it.
 //!
 //! # Kept blocks
-//! The blocks that are kept stand in a ring of words in the order in which they were freed. The one freed last is handed
-//! out first, as it may still be in the cache. When there are more bytes than the limit allows those freed first
-//! are released, so that the ring follows a program whose shapes change; a block larger than the limit is not kept at all.
+//! The blocks that are kept stand in a ring of words in the order in which they were freed. The one
+//! freed last is handed out first, as it may still be in the cache. When there are more bytes than
+//! the limit allows those freed first are released, so that the ring follows a program whose shapes
+//! change; a block larger than the limit is not kept at all.
 //!
 //! # No lock
-//! A word of the ring is 0 or one block: its address, and its capacity in the bits that alignment leaves free. Whoever
-//! exchanges it for something else owns the block, and nobody looks at the memory of a block that he does not own.
-//! So no block is handed out twice, and there is nothing that `fork` could leave locked or half done: it finds every block
-//! either in the ring or with its owner. A child inherits what is in the ring as memory of its own. What another thread of the
-//! parent was about to hand out or to put back at that moment has no owner in the child, and is lost to it.
+//! A word of the ring is 0 or one block: its address, and its capacity in the bits that alignment
+//! leaves free. Whoever exchanges it for something else owns the block, and nobody looks at the
+//! memory of a block that he does not own. So no block is handed out twice, and there is nothing
+//! that `fork` could leave locked or half done: it finds every block either in the ring or with its
+//! owner. A child inherits what is in the ring as memory of its own. What another thread of the
+//! parent was about to hand out or to put back at that moment has no owner in the child, and is
+//! lost to it.
 
 use crate::error::Error;
 use std::alloc::{Layout, alloc, dealloc};
@@ -28,9 +33,10 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// Bytes from which blocks are kept.
 ///
-/// Microseconds of a call into NumPy's memory and into kept blocks (Zen 4, one thread): with 32 outputs alive at once 68 and 4.6
-/// at 128 KiB, 160 and 11 at 256 KiB, 700 and 70 at 1 MiB; with one alive at a time, which the C library hands out again by
-/// itself, 4.3 and 4.6, 9.3 and 9.7, 40 and 40. Below, the handler would be felt.
+/// Microseconds of a call into NumPy's memory and into kept blocks (Zen 4, one thread): with 32
+/// outputs alive at once 68 and 4.6 at 128 KiB, 160 and 11 at 256 KiB, 700 and 70 at 1 MiB; with
+/// one alive at a time, which the C library hands out again by itself, 4.3 and 4.6, 9.3 and 9.7, 40
+/// and 40. Below, the handler would be felt.
 pub(crate) const LARGE: usize = 128 << 10;
 
 /// Bytes of a huge page.
@@ -45,8 +51,8 @@ const LINE: usize = size_of::<Header>();
 /// Capacities of an octave, as a power of two.
 const FINENESS: u32 = 3;
 
-/// Blocks that are kept at most. Several times the layers of deep networks: a block that is used once in each training step
-/// must survive a step.
+/// Blocks that are kept at most. Several times the layers of deep networks: a block that is used
+/// once in each training step must survive a step.
 const SLOTS: usize = 2048;
 
 /// The bits of a word that hold a [`class`]; the address of a large block has none of them.
@@ -98,8 +104,8 @@ impl Block {
         } else {
             system::map(capacity)?
         };
-        // SAFETY: in front of `data` there are LINE bytes or more that are part of the allocation, and `data` is aligned for
-        // a header, whose size is its alignment.
+        // SAFETY: in front of `data` there are LINE bytes or more that are part of the allocation,
+        // and `data` is aligned for a header, whose size is its alignment.
         unsafe { data.cast::<Header>().sub(1).write(Header { capacity }) };
         Some(Block { data, capacity })
     }
@@ -158,10 +164,12 @@ impl Block {
 pub(crate) struct Cache {
     /// The ring.
     slots: [AtomicPtr<u8>; SLOTS],
-    /// Where the next block goes, counted on and on; before it is the block freed last, at it the one freed first.
+    /// Where the next block goes, counted on and on; before it is the block freed last, at it the
+    /// one freed first.
     next: AtomicUsize,
-    /// Bytes that are kept, or more: added before a block is put in, subtracted after one is taken out. What `fork` interrupts
-    /// makes it too large in the child, which then counts more often than it must.
+    /// Bytes that are kept, or more: added before a block is put in, subtracted after one is taken
+    /// out. What `fork` interrupts makes it too large in the child, which then counts more often
+    /// than it must.
     bound: AtomicUsize,
 }
 
@@ -175,7 +183,8 @@ impl Cache {
         }
     }
 
-    /// `size` bytes of whatever values, at a cache line at least; `None` where there is no memory left.
+    /// `size` bytes of whatever values, at a cache line at least; `None` where there is no memory
+    /// left.
     pub(crate) fn allocate(&self, size: usize) -> Option<NonNull<u8>> {
         let capacity = capacity(size)?;
         let kept = if capacity < LARGE { None } else { self.take(capacity) };
@@ -201,7 +210,8 @@ impl Cache {
         }
     }
 
-    /// Memory of another size with the same first bytes, as `realloc` does: where there is none, `data` stays as it is.
+    /// Memory of another size with the same first bytes, as `realloc` does: where there is none,
+    /// `data` stays as it is.
     ///
     /// # Safety
     /// `data` comes from this cache, and nobody uses it any more unless the answer is `None`.
@@ -245,7 +255,8 @@ impl Cache {
             if word.is_null() || word.addr() & TAG != class(capacity) {
                 continue;
             }
-            // The word says all: if it is still there it stands for a block of this capacity, whoever put it there.
+            // The word says all: if it is still there it stands for a block of this capacity,
+            // whoever put it there.
             let taken =
                 slot.compare_exchange(word, ptr::null_mut(), Ordering::SeqCst, Ordering::Relaxed);
             if let Ok(word) = taken {
@@ -259,8 +270,8 @@ impl Cache {
 
     /// Puts a large block into the ring, and releases what is too much.
     ///
-    /// When all calls have returned no more than `limit` is kept: the last one to put its block in looked after all others had
-    /// put theirs in.
+    /// When all calls have returned no more than `limit` is kept: the last one to put its block in
+    /// looked after all others had put theirs in.
     fn keep(&self, block: Block, limit: usize) {
         self.bound.fetch_add(block.capacity, Ordering::SeqCst);
         let next = self.next.fetch_add(1, Ordering::SeqCst);
@@ -296,7 +307,8 @@ impl Cache {
     }
 }
 
-/// Bytes that may be kept: what `RUSTBN_CACHE_BYTES` says, else a quarter of the memory that this process may have.
+/// Bytes that may be kept: what `RUSTBN_CACHE_BYTES` says, else a quarter of the memory that this
+/// process may have.
 ///
 /// # Errors
 /// [`Error::Range`] if `RUSTBN_CACHE_BYTES` is not a whole number of bytes.
@@ -325,7 +337,8 @@ fn limit_from(variable: Option<&str>) -> Result<usize, Error> {
     }
 }
 
-/// Bytes of memory of this machine, or of this process's control group where that is less, if the system says.
+/// Bytes of memory of this machine, or of this process's control group where that is less, if the
+/// system says.
 fn memory() -> Option<usize> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let physical = read("/proc/meminfo").and_then(|text| {
@@ -374,12 +387,14 @@ mod system {
         LEAD + capacity.next_multiple_of(LEAD)
     }
 
-    /// `capacity` bytes at a multiple of LEAD, and of HUGE if there are as many, with LEAD bytes before them.
+    /// `capacity` bytes at a multiple of LEAD, and of HUGE if there are as many, with LEAD bytes
+    /// before them.
     pub(super) fn map(capacity: usize) -> Option<NonNull<u8>> {
         let align = if capacity < HUGE { LEAD } else { HUGE };
         let (length, room) = (length(capacity), length(capacity) + align);
-        // SAFETY: a new mapping touches nothing that exists. All but the `length` bytes around the aligned address are
-        // given back: both ends are multiples of a page, since LEAD is. Advice changes no contents.
+        // SAFETY: a new mapping touches nothing that exists. All but the `length` bytes around the
+        // aligned address are given back: both ends are multiples of a page, since LEAD is. Advice
+        // changes no contents.
         unsafe {
             let start = mmap(ptr::null_mut(), room, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0);
             if start.addr() == MAP_FAILED {

@@ -1,5 +1,5 @@
-//! What arrays are made of. A storage type enters a kernel as a widening load and leaves it as a narrowing store; between
-//! the two everything is done in its [`Element::Real`], and sums in `f64`.
+//! What arrays are made of. A storage type enters a kernel as a widening load and leaves it as a
+//! narrowing store; between the two everything is done in its [`Element::Real`], and sums in `f64`.
 //!
 //! A new dtype is one `impl Element`.
 
@@ -99,7 +99,8 @@ macro_rules! real {
             }
         }
 
-        // SAFETY (all of the impl): a token is held, and the caller's contract is that of the vector's method.
+        // SAFETY (all of the impl): a token is held, and the caller's contract is that of the
+        // vector's method.
         impl Element for $real {
             type Real = $real;
 

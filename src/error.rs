@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-/// A refused argument. Every check comes before the first write: whoever gets an error finds nothing changed.
+/// A refused argument. Every check comes before the first write: whoever gets an error finds
+/// nothing changed.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum Error {
     /// The input has too few dimensions.

@@ -12,7 +12,8 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// The level and the threads of this process: see [`Level::current`] and [`threads`](crate::threads).
+    /// The level and the threads of this process: see [`Level::current`] and
+    /// [`threads`](crate::threads).
     ///
     /// # Errors
     /// [`Error::Simd`] or [`Error::Range`] if an environment variable asks for what cannot be.

@@ -36,7 +36,8 @@ pub fn moments<E: Element>(view: View, x: &[E], execution: Execution) -> Result<
 /// Writes `(x - mean) * scale + bias` to `y`: batch normalization once its statistics are known.
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if `affine` has other channels.
+/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if
+/// `affine` has other channels.
 pub fn apply<E: Element>(
     view: View,
     x: &[E],
@@ -70,13 +71,14 @@ pub fn apply_in_place<E: Element>(
     Ok(())
 }
 
-/// Normalises `x` with its own statistics and writes the result to `y`: the training forward pass (Ioffe & Szegedy 2015,
-/// Algorithm 1), walking blocks of channels while they are in the cache. Returns the statistics; the result is, bit for bit,
-/// that of [`moments`], [`Affine::from_moments`] and [`apply`].
+/// Normalises `x` with its own statistics and writes the result to `y`: the training forward pass
+/// (Ioffe & Szegedy 2015, Algorithm 1), walking blocks of channels while they are in the cache.
+/// Returns the statistics; the result is, bit for bit, that of [`moments`],
+/// [`Affine::from_moments`] and [`apply`].
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if `weight` or `bias` is not one
-/// value a channel.
+/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if
+/// `weight` or `bias` is not one value a channel.
 pub fn batch_norm<E: Element>(
     view: View,
     x: &[E],
@@ -90,7 +92,8 @@ pub fn batch_norm<E: Element>(
     view.check("y", y)?;
     weight.map_or(Ok(()), |weight| view.check_vector("weight", weight))?;
     bias.map_or(Ok(()), |bias| view.check_vector("bias", bias))?;
-    // SAFETY: both are exactly the elements of `view`, a `&mut` shares memory with nothing, and the vectors were checked.
+    // SAFETY: both are exactly the elements of `view`, a `&mut` shares memory with nothing, and the
+    // vectors were checked.
     Ok(unsafe { batch_norm_raw(view, x.as_ptr(), weight, bias, eps, y.as_mut_ptr(), execution) })
 }
 
@@ -115,7 +118,8 @@ pub(crate) unsafe fn moments_raw<E: Element>(
 /// [`apply`] from `x` to `y`.
 ///
 /// # Safety
-/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `affine` has the channels of `view`.
+/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `affine` has
+/// the channels of `view`.
 pub(crate) unsafe fn apply_raw<E: Element>(
     view: View,
     x: *const E,
@@ -135,8 +139,8 @@ pub(crate) unsafe fn apply_raw<E: Element>(
 /// [`batch_norm`] from `x` to `y`.
 ///
 /// # Safety
-/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `weight` and `bias` have the channels
-/// of `view`.
+/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `weight` and
+/// `bias` have the channels of `view`.
 pub(crate) unsafe fn batch_norm_raw<E: Element>(
     view: View,
     x: *const E,

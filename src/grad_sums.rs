@@ -3,7 +3,8 @@
 use crate::error::Error;
 use crate::sweep::Sums;
 
-/// `Σ dy` and `Σ dy (x - mean)` of each channel, in `f64`. Those of parts add up to those of the whole.
+/// `Σ dy` and `Σ dy (x - mean)` of each channel, in `f64`. Those of parts add up to those of the
+/// whole.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GradSums {
     sum_dy: Vec<f64>,

@@ -1,8 +1,9 @@
 //! The vector code of one item of work: a block of channels in a chunk.
 //!
-//! An item is entered through [`Level::run`](crate::simd::Level::run) and walks its part of memory, as planes or as a sheet,
-//! calling a kernel on each run or on all rows. Columns of a sheet that are not channels are dealt with here: what kernels
-//! want for each column is spread out before, what they made for each column is gathered after.
+//! An item is entered through [`Level::run`](crate::simd::Level::run) and walks its part of memory,
+//! as planes or as a sheet, calling a kernel on each run or on all rows. Columns of a sheet that
+//! are not channels are dealt with here: what kernels want for each column is spread out before,
+//! what they made for each column is gathered after.
 
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, Lanes, Sheet, TILE, Terms};
@@ -14,7 +15,8 @@ use std::ops::Range;
 /// Columns from which a row is long: its two ends that are no whole lines do not matter.
 const LONG_ROW: usize = 1024;
 
-/// Finds the centres of some channels. To run it: the inputs of `terms` hold `view`, which is not empty.
+/// Finds the centres of some channels. To run it: the inputs of `terms` hold `view`, which is not
+/// empty.
 pub(crate) struct CenterItem<'a, T> {
     pub(crate) view: &'a View,
     pub(crate) terms: T,
@@ -32,14 +34,14 @@ impl<T: Terms> Kernel for CenterItem<'_, T> {
     }
 }
 
-/// Channels that are finished side by side. They go through arrays of this length, which compilers make vectors of: a square
-/// root and a few divisions for each channel take a while one by one.
+/// Channels that are finished side by side. They go through arrays of this length, which compilers
+/// make vectors of: a square root and a few divisions for each channel take a while one by one.
 pub(crate) const GROUP: usize = 8;
 
 /// From the sums of channels to the coefficients of their outputs.
 pub(crate) trait Finish<R, const N: usize>: Copy + Sync {
-    /// The coefficients of [`GROUP`] channels from `channel` on. The last of them may not exist; what is returned for those is
-    /// not used.
+    /// The coefficients of [`GROUP`] channels from `channel` on. The last of them may not exist;
+    /// what is returned for those is not used.
     fn coefficients(
         self,
         channel: usize,
@@ -85,7 +87,8 @@ impl<F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, F, R, N
     }
 }
 
-/// How the columns of a block of a sheet belong to its channels: each sample of a row holds a run of every channel.
+/// How the columns of a block of a sheet belong to its channels: each sample of a row holds a run
+/// of every channel.
 #[derive(Clone, Copy)]
 struct Columns {
     samples: usize,
@@ -209,7 +212,8 @@ impl<T: Terms> ReduceItem<'_, T> {
             [a.as_mut_ptr(), b.as_mut_ptr()]
         };
         for sheet in sheets {
-            // SAFETY: rows of the view, which the caller vouches for; a centre, two sums and two of a tile for each column.
+            // SAFETY: rows of the view, which the caller vouches for; a centre, two sums and two of
+            // a tile for each column.
             unsafe {
                 reduce::sheet(simd, self.terms, sheet, centers.as_ptr(), pair(sums), pair(tile));
             }
@@ -226,9 +230,9 @@ impl<T: Terms> ReduceItem<'_, T> {
     }
 }
 
-/// The outputs of a block in a chunk. To run it: inputs and output of `map` hold the plan's view; the output is one of the
-/// inputs or shares no memory with them; nobody else touches this item's part of it; `table` holds the coefficients of the
-/// block's channels, and nobody writes them.
+/// The outputs of a block in a chunk. To run it: inputs and output of `map` hold the plan's view;
+/// the output is one of the inputs or shares no memory with them; nobody else touches this item's
+/// part of it; `table` holds the coefficients of the block's channels, and nobody writes them.
 pub(crate) struct MapItem<'a, M: Map> {
     pub(crate) plan: &'a Plan,
     pub(crate) map: M,
@@ -284,7 +288,8 @@ impl<M: Map> MapItem<'_, M> {
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
         let streamed = self.plan.stores == Stores::Streamed;
-        // Short rows are streamed as one run of memory, long ones, or parts of them, each by itself.
+        // Short rows are streamed as one run of memory, long ones, or parts of them, each by
+        // itself.
         let joined = streamed && columns.len() == sheets[0].stride && columns.len() < LONG_ROW;
         let apart = streamed && columns.len() >= LONG_ROW;
         let of_block = self.table.from(self.channels.start);
@@ -296,7 +301,8 @@ impl<M: Map> MapItem<'_, M> {
             let pitch = if joined { columns.len() + LANES } else { columns.len() };
             expanded.reserve_exact(M::COEFFICIENTS * pitch);
             for k in 0..M::COEFFICIENTS {
-                // SAFETY: every coefficient of the block's channels is there, and nobody writes them.
+                // SAFETY: every coefficient of the block's channels is there, and nobody writes
+                // them.
                 let of_channels = unsafe {
                     let first = of_block.first.add(k * of_block.pitch);
                     std::slice::from_raw_parts(first, self.channels.len())
@@ -310,7 +316,8 @@ impl<M: Map> MapItem<'_, M> {
             Table { first: expanded.as_ptr(), pitch }
         };
         for sheet in sheets {
-            // SAFETY: rows of the view, and the coefficients of each column; if joined, rows without a gap.
+            // SAFETY: rows of the view, and the coefficients of each column; if joined, rows
+            // without a gap.
             unsafe {
                 if joined {
                     let len = sheet.rows * sheet.cols;

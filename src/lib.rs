@@ -11,16 +11,20 @@
 //! Five nouns and four verbs:
 //!
 //! - [`View`]: how channels lie in memory, read from strides.
-//! - [`Moments`]: count, mean and m2 of each channel in `f64`; those of parts merge to those of the whole.
-//! - [`Affine`]: `y = (x - mean) * scale + bias`. Training and inference differ only in where it comes from.
+//! - [`Moments`]: count, mean and m2 of each channel in `f64`; those of parts merge to those of the
+//!   whole.
+//! - [`Affine`]: `y = (x - mean) * scale + bias`. Training and inference differ only in where it
+//!   comes from.
 //! - the epilogue: what follows the normalisation before the result is stored.
 //! - [`GradSums`]: the two sums of each channel that all gradients are made of; those of parts add.
-//! - [`moments()`], [`apply()`], [`backward_reduce()`], [`backward_apply()`]; and the two training passes that do both of theirs
-//!   while a block of channels is in the cache, [`batch_norm()`] and [`batch_norm_backward()`].
+//! - [`moments()`], [`apply()`], [`backward_reduce()`], [`backward_apply()`]; and the two training
+//!   passes that do both of theirs while a block of channels is in the cache, [`batch_norm()`] and
+//!   [`batch_norm_backward()`].
 //!
-//! Batch normalization is bound by memory, so the arithmetic can afford to be exact: sums are `f64` sums about a pivot in one
-//! sweep, outputs are computed with the mean as a high and a low part. Results are the same bits for any number of threads
-//! and with any instruction set: [`Execution`] says how a verb runs, never what it computes.
+//! Batch normalization is bound by memory, so the arithmetic can afford to be exact: sums are `f64`
+//! sums about a pivot in one sweep, outputs are computed with the mean as a high and a low part.
+//! Results are the same bits for any number of threads and with any instruction set: [`Execution`]
+//! says how a verb runs, never what it computes.
 //!
 //! ```
 //! use rustbn::{Affine, Execution, View, apply, batch_norm, batch_norm_backward};

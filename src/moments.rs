@@ -1,15 +1,17 @@
-//! Count, mean and sum of squared deviations of each channel, and how those of parts become those of the whole.
+//! Count, mean and sum of squared deviations of each channel, and how those of parts become those
+//! of the whole.
 //!
-//! Kernels sum about a pivot `p`, a member of the channel, in one sweep:
-//! `mean = p + S1 / n` and `m2 = S2 - S1² / n`, with `S1 = Σ (x - p)` and `S2 = Σ (x - p)²`
-//! (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 1.7).
+//! Kernels sum about a pivot `p`, a member of the channel, in one sweep: `mean = p + S1 / n` and
+//! `m2 = S2 - S1² / n`, with `S1 = Σ (x - p)` and `S2 = Σ (x - p)²` (Chan, Golub & LeVeque 1983,
+//! "Algorithms for computing the sample variance", eq. 1.7).
 //!
-//! 1. Differences of `f32` and narrower are exact in `f64`, or rounded at 2⁻⁵³: nothing is lost however large
-//!    |mean| / std is. A constant channel gives `S1 = S2 = 0`, so `m2` is exactly 0.
-//! 2. The subtraction `S2 - S1² / n` cancels by the factor `1 + (p - mean)² / var`, so the pivot should be typical of the
-//!    channel. It is the median of the medians of three times three members, from all over the channel: a few outliers,
-//!    wherever they stand, are not the pivot.
-//! 3. Sums about one pivot add; parts with different pivots merge by eq. 2.1 of the same paper, in [`Moments::merge`].
+//! 1. Differences of `f32` and narrower are exact in `f64`, or rounded at 2⁻⁵³: nothing is lost
+//!    however large |mean| / std is. A constant channel gives `S1 = S2 = 0`, so `m2` is exactly 0.
+//! 2. The subtraction `S2 - S1² / n` cancels by the factor `1 + (p - mean)² / var`, so the pivot
+//!    should be typical of the channel. It is the median of the medians of three times three
+//!    members, from all over the channel: a few outliers, wherever they stand, are not the pivot.
+//! 3. Sums about one pivot add; parts with different pivots merge by eq. 2.1 of the same paper, in
+//!    [`Moments::merge`].
 
 use crate::error::Error;
 use crate::view::View;
@@ -23,7 +25,8 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Moments from their parts: `count` values in every channel, their `mean`, and `m2 = Σ (x - mean)²`.
+    /// Moments from their parts: `count` values in every channel, their `mean`, and `m2 = Σ (x -
+    /// mean)²`.
     ///
     /// # Errors
     /// [`Error::Length`] if `m2` and `mean` differ in length.
@@ -63,8 +66,9 @@ impl Moments {
         &self.m2
     }
 
-    /// The variance of each channel, `m2 / (count - ddof)`: `ddof` 0 is the biased one that normalises, 1 the unbiased one.
-    /// NaN, or infinite, where there are no more than `ddof` values.
+    /// The variance of each channel, `m2 / (count - ddof)`: `ddof` 0 is the biased one that
+    /// normalises, 1 the unbiased one. NaN, or infinite, where there are no more than `ddof`
+    /// values.
     pub fn var(&self, ddof: f64) -> Vec<f64> {
         let n = (self.count as f64 - ddof).max(0.0);
         self.m2.iter().map(|m2| m2 / n).collect()
@@ -78,7 +82,8 @@ impl Moments {
     /// The moments of both sets of values together (Chan et al., eq. 2.1).
     ///
     /// # Errors
-    /// [`Error::Length`] if the channels differ in number; [`Error::Range`] if the counts add up to 2⁶⁴ or more.
+    /// [`Error::Length`] if the channels differ in number; [`Error::Range`] if the counts add up to
+    /// 2⁶⁴ or more.
     pub fn merge(&self, other: &Moments) -> Result<Moments, Error> {
         Error::check_length("other", self.mean.len(), other.mean.len())?;
         // Seen from the larger part, the mean moves least, and rounds least.
@@ -104,11 +109,13 @@ impl Moments {
         Ok(Moments { count, mean, m2 })
     }
 
-    /// What running statistics become after this batch: `(1 - momentum) * running + momentum * batch`, the running variance
-    /// from the unbiased variance. `None` for no values, which change nothing.
+    /// What running statistics become after this batch: `(1 - momentum) * running + momentum *
+    /// batch`, the running variance from the unbiased variance. `None` for no values, which change
+    /// nothing.
     ///
     /// # Errors
-    /// [`Error::TooFewValues`] for one value per channel, which has no unbiased variance; [`Error::Length`].
+    /// [`Error::TooFewValues`] for one value per channel, which has no unbiased variance;
+    /// [`Error::Length`].
     pub fn updated_running(
         &self,
         running_mean: &[f64],
@@ -167,8 +174,9 @@ pub(crate) fn biased_var(count: u64, m2: f64) -> f64 {
 /// Members of a channel that [`pivot`] chooses from.
 pub(crate) const CANDIDATES: usize = 9;
 
-/// A pivot for a channel out of members of it: their ninther (Tukey 1978), or 0 where one is not finite (the channel's
-/// statistics are NaN or infinite then, whatever the pivot). Without branches, so that a loop over channels can be vectors.
+/// A pivot for a channel out of members of it: their ninther (Tukey 1978), or 0 where one is not
+/// finite (the channel's statistics are NaN or infinite then, whatever the pivot). Without
+/// branches, so that a loop over channels can be vectors.
 #[inline(always)]
 pub(crate) fn pivot(members: [f64; CANDIDATES]) -> f64 {
     let low = |a: f64, b: f64| if a < b { a } else { b };

@@ -1,7 +1,7 @@
 //! Threads: how many, and a pool of our own to run them.
 //!
-//! A call takes part in its own work and asks the pool for the others only, so that one thread needs no pool and a nested
-//! or concurrent call cannot wait for itself.
+//! A call takes part in its own work and asks the pool for the others only, so that one thread
+//! needs no pool and a nested or concurrent call cannot wait for itself.
 
 use crate::error::Error;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -13,8 +13,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 /// Threads that [`set_threads`] asked for; 0 before anyone asked.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// Threads of a call that says nothing else: what [`set_threads`] was told, else `RUSTBN_NUM_THREADS`, else the processors
-/// that this process may run on (affinity and cgroup quota respected).
+/// Threads of a call that says nothing else: what [`set_threads`] was told, else
+/// `RUSTBN_NUM_THREADS`, else the processors that this process may run on (affinity and cgroup
+/// quota respected).
 ///
 /// # Errors
 /// [`Error::Range`] if `RUSTBN_NUM_THREADS` is not a positive whole number.
@@ -60,8 +61,8 @@ pub fn set_threads(n: usize) -> Result<(), Error> {
 
 /// Calls `body` with every number below `items`, on `workers` threads of which the caller is one.
 ///
-/// The caller waits for the threads that have begun to help, not for those that never came: a small call does not stand in
-/// line behind somebody else's large one.
+/// The caller waits for the threads that have begun to help, not for those that never came: a small
+/// call does not stand in line behind somebody else's large one.
 ///
 /// # Panics
 /// If `body` does, on whichever thread.
@@ -73,7 +74,8 @@ pub(crate) fn for_each(workers: usize, items: usize, body: impl Fn(usize) + Sync
         return;
     };
     let body: &(dyn Fn(usize) + Sync) = &body;
-    // SAFETY: the job is closed before `body` goes out of scope, on every way out of this function; then nobody calls it.
+    // SAFETY: the job is closed before `body` goes out of scope, on every way out of this function;
+    // then nobody calls it.
     let body: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(body) };
     let job = Arc::new(Job {
         body,
@@ -156,8 +158,9 @@ impl Drop for Closing<'_> {
 
 /// Makes the pool that `workers` threads need, if it is not there, and waits until its threads are.
 ///
-/// What is made once in a process is made under locks of the standard library; a child that is forked meanwhile finds them
-/// locked forever. Callers that can be forked make the pool beforehand, where they know that nobody forks.
+/// What is made once in a process is made under locks of the standard library; a child that is
+/// forked meanwhile finds them locked forever. Callers that can be forked make the pool beforehand,
+/// where they know that nobody forks.
 #[cfg(feature = "python")]
 pub(crate) fn prepare(workers: usize) {
     if workers > 1 {
@@ -171,18 +174,20 @@ struct Helpers {
     pool: ThreadPool,
 }
 
-/// A pool of at least `n` threads (fewer if `n` is beyond reason), or `None` where the system gives none.
+/// A pool of at least `n` threads (fewer if `n` is beyond reason), or `None` where the system gives
+/// none.
 ///
-/// Pools come in powers of two, each made when it is first asked for and kept. After `fork` the threads of the parent's pools
-/// do not exist in the child, so a pool of another process is replaced, and leaked, as dropping it would wait for those
-/// threads.
+/// Pools come in powers of two, each made when it is first asked for and kept. After `fork` the
+/// threads of the parent's pools do not exist in the child, so a pool of another process is
+/// replaced, and leaked, as dropping it would wait for those threads.
 fn helpers(n: usize) -> Option<&'static ThreadPool> {
     static POOLS: [AtomicPtr<Helpers>; 12] = [const { AtomicPtr::new(ptr::null_mut()) }; 12];
     let class = (n.next_power_of_two().trailing_zeros() as usize).min(POOLS.len() - 1);
     let slot = &POOLS[class];
     let process = std::process::id();
     let current = slot.load(Ordering::Acquire);
-    // SAFETY: a pointer in a slot comes from the `Box::into_raw` below, and what is in a slot is never freed.
+    // SAFETY: a pointer in a slot comes from the `Box::into_raw` below, and what is in a slot is
+    // never freed.
     if let Some(helpers) = unsafe { current.as_ref() }
         && helpers.process == process
     {
@@ -200,7 +205,8 @@ fn helpers(n: usize) -> Option<&'static ThreadPool> {
         // SAFETY: as above.
         Ok(_) => Some(unsafe { &(*made).pool }),
         Err(theirs) => {
-            // SAFETY: `made` is ours alone, and another thread of this process was first with `theirs`.
+            // SAFETY: `made` is ours alone, and another thread of this process was first with
+            // `theirs`.
             unsafe {
                 drop(Box::from_raw(made));
                 Some(&(*theirs).pool)

@@ -2,16 +2,19 @@
 //!
 //! Two kinds of choice are made here, and only here:
 //!
-//! - **What is part of the result**, from the shape alone: whether memory is walked as planes or as a sheet, and the
-//!   [chunks](Plan::chunks) whose sums are made separately and then added by one tree. Constants in capitals.
-//! - **What is not**: how many channels go through the cache together, whether the second sweep follows the first channel
-//!   block by channel block or after all of it, how many threads, which stores. From the shape, the caches and the threads.
+//! - **What is part of the result**, from the shape alone: whether memory is walked as planes or as
+//!   a sheet, and the [chunks](Plan::chunks) whose sums are made separately and then added by one
+//!   tree. Constants in capitals.
+//! - **What is not**: how many channels go through the cache together, whether the second sweep
+//!   follows the first channel block by channel block or after all of it, how many threads, which
+//!   stores. From the shape, the caches and the threads.
 //!
 //! # Planes and sheets
-//! Long runs of one channel are walked run by run (*planes*). Where runs are short, a block of memory that holds all channels
-//! becomes the row of a *sheet*, whose columns are pseudo-channels: with channels last each column is a channel; with
-//! small planes each position of each plane is a column; with few channels several samples stand in one row. Column `j`
-//! belongs to channel `(j / inner) % channels`, and columns of one channel share their pivot, so their sums simply add.
+//! Long runs of one channel are walked run by run (*planes*). Where runs are short, a block of
+//! memory that holds all channels becomes the row of a *sheet*, whose columns are pseudo-channels:
+//! with channels last each column is a channel; with small planes each position of each plane is a
+//! column; with few channels several samples stand in one row. Column `j` belongs to channel `(j /
+//! inner) % channels`, and columns of one channel share their pivot, so their sums simply add.
 
 use crate::kernels::map::Stores;
 use crate::kernels::reduce::{TILE, TILE_ROWS};
@@ -29,7 +32,8 @@ const LONG_RUN: usize = 4096;
 /// Rows below which a sheet does not pay: each row must share the cost of folding the columns.
 const FEW_ROWS: usize = 4;
 
-/// Elements of a chunk, more or less: small enough to share out, large enough for its sums to cost nothing.
+/// Elements of a chunk, more or less: small enough to share out, large enough for its sums to cost
+/// nothing.
 const CHUNK: usize = 1 << 16;
 
 /// Rows of a sheet that a chunk has at least, since its sums take 16 bytes a column.
@@ -44,13 +48,15 @@ const NARROW_ROW: usize = 64;
 /// Channels of a block of planes: their lanes live on the stack.
 pub(crate) const BLOCK: usize = 16;
 
-/// Columns of a block of a sheet: sums, centres and coefficients of a block stay in the first-level cache.
+/// Columns of a block of a sheet: sums, centres and coefficients of a block stay in the first-level
+/// cache.
 const BLOCK_COLUMNS: usize = 1024;
 
 /// Columns of a block of a sheet that is only mapped: its coefficients stay in the cache.
 const TABLE_COLUMNS: usize = 2048;
 
-/// Columns of a strip that is walked over all rows before the next: shorter pieces of rows waste what memory fetches.
+/// Columns of a strip that is walked over all rows before the next: shorter pieces of rows waste
+/// what memory fetches.
 const STRIP_COLUMNS: usize = 64;
 
 /// Bytes that are worth one more thread.
@@ -127,7 +133,8 @@ pub(crate) struct Plan {
     pub(crate) view: View,
     /// How it is walked; part of the result.
     pub(crate) arrangement: Arrangement,
-    /// Outer blocks and elements of a run that make up a chunk, whose sums are made separately; part of the result.
+    /// Outer blocks and elements of a run that make up a chunk, whose sums are made separately;
+    /// part of the result.
     step: Step,
     /// Chunks.
     pub(crate) chunks: usize,
@@ -144,7 +151,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan for sweeps that read `inputs` arrays of `itemsize` bytes an element on up to `threads` threads.
+    /// The plan for sweeps that read `inputs` arrays of `itemsize` bytes an element on up to
+    /// `threads` threads.
     pub(crate) fn new(view: View, itemsize: usize, inputs: usize, threads: usize) -> Plan {
         Plan::with_caches(view, itemsize, inputs, threads, Caches::detected())
     }
@@ -180,7 +188,8 @@ impl Plan {
         };
         let plan = Plan::of(view, arrangement, step, block, workers, stores(bytes, caches));
         let fused = fused && plan.blocks() >= workers;
-        // Long runs are fetched ahead by the processor itself; what is in the cache anyway need not be.
+        // Long runs are fetched ahead by the processor itself; what is in the cache anyway need not
+        // be.
         let helps = fused && view.inner < LONG_RUN && bytes >= caches.last / 4;
         let ahead = if helps { plan.block * view.inner } else { 0 };
         Plan { fused, ahead, ..plan }
@@ -202,7 +211,8 @@ impl Plan {
         let arrangement = arrangement(&view);
         let width = view.channels * view.inner;
         let (step, block) = match arrangement {
-            // A table of coefficients for each column stays in the cache for as many columns and no more.
+            // A table of coefficients for each column stays in the cache for as many columns and no
+            // more.
             Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
                 (step(&view, arrangement), (TABLE_COLUMNS / view.inner).max(1))
             }
@@ -261,7 +271,8 @@ struct Step {
     inner: usize,
 }
 
-/// How outputs of so many bytes are written: past the cache if most of them would not be found there again.
+/// How outputs of so many bytes are written: past the cache if most of them would not be found
+/// there again.
 fn stores(bytes: usize, caches: Caches) -> Stores {
     if bytes >= caches.last / 2 { Stores::Streamed } else { Stores::Ordinary }
 }

@@ -1,8 +1,9 @@
 //! Sends kernels over memory: a plan's blocks of channels and chunks, on its threads.
 //!
-//! [`reduce`] and [`map`] are single sweeps. [`fused`] is both, block by block where the plan says so: the second sweep of a
-//! block takes its chunks in reverse, beginning with what the first one left in the cache. Whichever it is, the same sums are made of the same
-//! chunks and added by the same tree, so the results are the same bits.
+//! [`reduce`] and [`map`] are single sweeps. [`fused`] is both, block by block where the plan says
+//! so: the second sweep of a block takes its chunks in reverse, beginning with what the first one
+//! left in the cache. Whichever it is, the same sums are made of the same chunks and added by the
+//! same tree, so the results are the same bits.
 
 use crate::element::{Element, Real};
 use crate::items::{CenterItem, Finish, FinishItem, MapItem, ReduceItem};
@@ -30,8 +31,8 @@ pub(crate) struct Sums {
 /// The inputs of `terms` hold `plan.view`.
 pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Sums {
     let state = State::new(plan);
-    // SAFETY: this thread is alone with `state` before and after the loop over items, each of which is a block and a chunk of
-    // its own; the caller vouches for the inputs.
+    // SAFETY: this thread is alone with `state` before and after the loop over items, each of which
+    // is a block and a chunk of its own; the caller vouches for the inputs.
     unsafe {
         (0..plan.blocks()).for_each(|block| state.prepare(level, terms, block));
         pool::for_each(plan.workers, plan.blocks() * plan.chunks, |i| {
@@ -42,11 +43,12 @@ pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Su
     state.into_sums()
 }
 
-/// The outputs of all elements, with the coefficients of the channels in `table`: all of the first coefficient, then all of
-/// the second, and so on.
+/// The outputs of all elements, with the coefficients of the channels in `table`: all of the first
+/// coefficient, then all of the second, and so on.
 ///
 /// # Safety
-/// Inputs and output of `map` hold `plan.view`; the output is one of the inputs or shares no memory with them.
+/// Inputs and output of `map` hold `plan.view`; the output is one of the inputs or shares no memory
+/// with them.
 pub(crate) unsafe fn map<M: Map>(
     plan: &Plan,
     level: Level,
@@ -56,7 +58,8 @@ pub(crate) unsafe fn map<M: Map>(
     assert_eq!(table.len(), M::COEFFICIENTS * plan.view.channels, "coefficients of each channel");
     let table = Table { first: table.as_ptr(), pitch: plan.view.channels };
     pool::for_each(plan.workers, plan.blocks() * plan.chunks, |i| {
-        // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs and output.
+        // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs
+        // and output.
         unsafe { map_item(plan, level, map, table, i % plan.blocks(), i / plan.blocks()) };
     });
 }
@@ -83,8 +86,8 @@ pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
 /// Both sweeps: the sums of a channel, its coefficients by `finish`, its outputs.
 ///
 /// # Safety
-/// As for [`reduce`] and [`map`]. The output may be an input of both: a channel's sums are complete before the first of its
-/// outputs is written.
+/// As for [`reduce`] and [`map`]. The output may be an input of both: a channel's sums are complete
+/// before the first of its outputs is written.
 pub(crate) unsafe fn fused<T: Terms, M: Map, F, const N: usize>(
     plan: &Plan,
     level: Level,
@@ -102,7 +105,8 @@ where
     let table = Table { first: coefficients.pointer(), pitch: plan.view.channels };
     let finish = |block: usize| {
         let channels = plan.channels(block);
-        // SAFETY: one thread at a time handles a block, and what is touched here belongs to the block's channels.
+        // SAFETY: one thread at a time handles a block, and what is touched here belongs to the
+        // block's channels.
         unsafe {
             state.total(block);
             let centers = state.centers.slice(channels.clone());
@@ -116,8 +120,9 @@ where
         }
     };
     let blocks = plan.blocks();
-    // SAFETY: in the first branch an item is a block of its own with all its chunks; in the second a block and a chunk of its
-    // own, and this thread is alone between the loops. The caller vouches for inputs and output.
+    // SAFETY: in the first branch an item is a block of its own with all its chunks; in the second
+    // a block and a chunk of its own, and this thread is alone between the loops. The caller
+    // vouches for inputs and output.
     unsafe {
         if plan.fused {
             pool::for_each(plan.workers, blocks, |block| {
@@ -148,7 +153,8 @@ where
 /// Values that threads share, each its own part of them.
 struct Shared<T>(Box<[UnsafeCell<T>]>);
 
-// SAFETY: all access goes through `slice` and `pointer`, whose callers vouch for no two threads touching the same part.
+// SAFETY: all access goes through `slice` and `pointer`, whose callers vouch for no two threads
+// touching the same part.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T: Copy> Shared<T> {
@@ -182,7 +188,8 @@ struct State<'a> {
     centers: Shared<f64>,
     first: Shared<f64>,
     second: Shared<f64>,
-    /// The sums of each chunk but the first, which `first` and `second` begin as: chunk by chunk, first and second sum, channel.
+    /// The sums of each chunk but the first, which `first` and `second` begin as: chunk by chunk,
+    /// first and second sum, channel.
     partial: Shared<f64>,
 }
 
@@ -235,8 +242,8 @@ impl<'a> State<'a> {
     /// Makes the sums of a block in a chunk.
     ///
     /// # Safety
-    /// Nobody else touches the sums of this block in this chunk, nobody writes its centres, and the inputs of `terms` hold the
-    /// plan's view.
+    /// Nobody else touches the sums of this block in this chunk, nobody writes its centres, and the
+    /// inputs of `terms` hold the plan's view.
     unsafe fn reduce<T: Terms>(&self, level: Level, terms: T, block: usize, chunk: usize) {
         let channels = self.plan.channels(block);
         let chunk_of = self.plan.chunk(chunk);
@@ -285,8 +292,9 @@ impl<'a> State<'a> {
 /// Writes the outputs of a block in a chunk.
 ///
 /// # Safety
-/// Nobody else touches the outputs of this block in this chunk; nobody writes the coefficients of its channels; inputs and
-/// output of `map` hold the plan's view, and the output is one of the inputs or shares no memory with them.
+/// Nobody else touches the outputs of this block in this chunk; nobody writes the coefficients of
+/// its channels; inputs and output of `map` hold the plan's view, and the output is one of the
+/// inputs or shares no memory with them.
 unsafe fn map_item<M: Map>(
     plan: &Plan,
     level: Level,

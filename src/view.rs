@@ -1,8 +1,9 @@
 //! How the channels of an array lie in memory.
 //!
-//! Whatever its rank and whatever the order of its axes, an array whose memory is dense is `outer` blocks of `channels` runs
-//! of `inner` consecutive elements: all axes that vary slower than the channel axis make up `outer`, all that vary faster
-//! `inner`. That is read from the *strides*, never from the name of a layout:
+//! Whatever its rank and whatever the order of its axes, an array whose memory is dense is `outer`
+//! blocks of `channels` runs of `inner` consecutive elements: all axes that vary slower than the
+//! channel axis make up `outer`, all that vary faster `inner`. That is read from the *strides*,
+//! never from the name of a layout:
 //!
 //! | memory order | outer | inner |
 //! |---|---|---|
@@ -13,7 +14,8 @@
 
 use crate::error::Error;
 
-/// A dense array as `outer` x `channels` x `inner` elements; element `(o, c, i)` is at `(o * channels + c) * inner + i`.
+/// A dense array as `outer` x `channels` x `inner` elements; element `(o, c, i)` is at `(o *
+/// channels + c) * inner + i`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     /// Blocks that each hold all channels.
@@ -40,8 +42,8 @@ impl View {
         })
     }
 
-    /// The view of an array with `strides` in bytes, or `None` where its memory is not dense under any order of its axes
-    /// (gaps, negative strides, broadcast axes).
+    /// The view of an array with `strides` in bytes, or `None` where its memory is not dense under
+    /// any order of its axes (gaps, negative strides, broadcast axes).
     ///
     /// Axes of length 1 and the strides of empty arrays say nothing and are not looked at.
     ///
@@ -60,8 +62,8 @@ impl View {
                 shape.iter().enumerate().filter(|&(i, _)| i != axis).map(|(_, &n)| n).product();
             return Some(View { outer: others, channels, inner: 1 });
         }
-        // Walk from the fastest axis to the slowest: each must step over exactly what lies within it. Ranks are small, so
-        // the next axis is searched for rather than sorted for.
+        // Walk from the fastest axis to the slowest: each must step over exactly what lies within
+        // it. Ranks are small, so the next axis is searched for rather than sorted for.
         let mut inner = 1;
         let mut within = 1;
         let mut seen_channels = channels == 1;
@@ -192,8 +194,9 @@ mod tests {
     }
 
     proptest! {
-        /// An element's address by the view is its address by the strides, up to the order within `outer` and `inner`:
-        /// the channel of every address is right, and each address is met once.
+        /// An element's address by the view is its address by the strides, up to the order within
+        /// `outer` and `inner`: the channel of every address is right, and each address is met
+        /// once.
         #[test]
         fn every_address_belongs_to_its_channel(
             shape in prop::collection::vec(1_usize..5, 1..6),

@@ -1,11 +1,11 @@
 """Batch normalization for NumPy arrays, forward and backward, at the speed of memory.
 
-Functions (`rustbn.functional`): `batch_norm` is ``torch.nn.functional.batch_norm`` for NumPy arrays of
-any layout; `batch_norm_forward` and `batch_norm_backward` train; `moments`, `Affine`, `backward_reduce`
-and `backward_apply` are the halves they are made of.
+Functions (`rustbn.functional`): `batch_norm` is ``torch.nn.functional.batch_norm`` for NumPy arrays
+of any layout; `batch_norm_forward` and `batch_norm_backward` train; `moments`, `Affine`,
+`backward_reduce` and `backward_apply` are the halves they are made of.
 
-Modules (`rustbn.modules`): `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` behave like PyTorch's; `BatchNorm`
-takes any number of dimensions.
+Modules (`rustbn.modules`): `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` behave like PyTorch's;
+`BatchNorm` takes any number of dimensions.
 
 Results are the same bits for any number of threads and with any instruction set.
 """
@@ -15,8 +15,8 @@ from rustbn._rustbn import __version__
 from rustbn.functional import (
     Affine,
     Context,
-    GradSums,
     Gradients,
+    GradSums,
     Moments,
     backward_apply,
     backward_reduce,

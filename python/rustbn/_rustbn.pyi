@@ -5,7 +5,29 @@ from typing import Any, NamedTuple, SupportsFloat, SupportsIndex, TypeAlias, fin
 import numpy as np
 from numpy.typing import NDArray
 
-__all__: list[str]
+__all__ = [
+    "Affine",
+    "Context",
+    "GradSums",
+    "Gradients",
+    "Moments",
+    "__version__",
+    "backward_apply",
+    "backward_reduce",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "cache_bytes",
+    "context_threads",
+    "empty_cache",
+    "error_kinds",
+    "get_num_threads",
+    "moments",
+    "set_num_threads",
+    "simd_level",
+    "simd_levels",
+    "thread_count",
+]
 __version__: str
 context_threads: ContextVar[int | None]
 

@@ -1,16 +1,16 @@
 """Batch normalization as functions, and the pieces they are made of.
 
-The formulas are those of Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training by
-Reducing Internal Covariate Shift" (2015). `batch_norm` is the whole; `moments`, `Affine`,
-`backward_reduce` and `backward_apply` are its halves, for whoever composes their own: statistics of
-many parts, of other machines, of data that does not fit in memory.
+The formulas are those of Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training
+by Reducing Internal Covariate Shift" (2015). `batch_norm` is the whole; `moments`, `Affine`,
+`backward_reduce` and `backward_apply` are its halves, for whoever composes their own: statistics
+of many parts, of other machines, of data that does not fit in memory.
 """
 
 from rustbn._rustbn import (
     Affine,
     Context,
-    GradSums,
     Gradients,
+    GradSums,
     Moments,
     backward_apply,
     backward_reduce,

@@ -1,7 +1,7 @@
 //! `y = epilogue((x - mean) * scale + bias)`, the mean subtracted as a high and a low part.
 //!
-//! `x - high` is exact where the two are close, which is where the difference is small; the low part then brings the digits
-//! of the mean that one `f32` does not hold.
+//! `x - high` is exact where the two are close, which is where the difference is small; the low
+//! part then brings the digits of the mean that one `f32` does not hold.
 
 use super::Fetch;
 use super::map::{Map, Table};
@@ -22,8 +22,8 @@ pub(crate) struct Apply<E, P> {
     pub(crate) epilogue: P,
 }
 
-// SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and for no
-// two threads sharing a part of the output.
+// SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and
+// for no two threads sharing a part of the output.
 unsafe impl<E: Sync, P: Sync> Sync for Apply<E, P> {}
 
 /// What the expression needs of each channel.

@@ -1,7 +1,8 @@
-//! `dx = scale * (dy - mean_dy - (x - mean) * slope)`, with `mean_dy = Σdy / n` and
-//! `slope = invstd² · Σ dy (x - mean) / n` (Ioffe & Szegedy 2015, the gradients of section 3, collected).
+//! `dx = scale * (dy - mean_dy - (x - mean) * slope)`, with `mean_dy = Σdy / n` and `slope =
+//! invstd² · Σ dy (x - mean) / n` (Ioffe & Szegedy 2015, the gradients of section 3, collected).
 //!
-//! Both means are subtracted as a high and a low part: what remains of `dy` can be much smaller than its mean.
+//! Both means are subtracted as a high and a low part: what remains of `dy` can be much smaller
+//! than its mean.
 
 use super::Fetch;
 use super::map::{Map, Table};
@@ -20,8 +21,8 @@ pub(crate) struct BackwardApply<E> {
     pub(crate) dx: *mut E,
 }
 
-// SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and for no
-// two threads sharing a part of the output.
+// SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and
+// for no two threads sharing a part of the output.
 unsafe impl<E: Sync> Sync for BackwardApply<E> {}
 
 /// What the expression needs of each channel.

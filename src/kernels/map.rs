@@ -1,7 +1,8 @@
 //! An output of each element, from inputs at the same place and per-channel coefficients.
 //!
-//! Streamed stores go past the cache, which saves reading every line of the output before it is written. They want whole
-//! aligned lines, so what is written is peeled to the first line boundary of the output.
+//! Streamed stores go past the cache, which saves reading every line of the output before it is
+//! written. They want whole aligned lines, so what is written is peeled to the first line boundary
+//! of the output.
 
 use super::Fetch;
 use super::reduce::Sheet;
@@ -58,7 +59,8 @@ pub(crate) struct Table<R> {
 /// A table for a map.
 pub(crate) type TableOf<M> = Table<<<M as Map>::Element as Element>::Real>;
 
-// SAFETY: the pointer is only read by kernels, whose callers vouch for the memory and for nobody writing what they read.
+// SAFETY: the pointer is only read by kernels, whose callers vouch for the memory and for nobody
+// writing what they read.
 unsafe impl<R: Sync> Sync for Table<R> {}
 
 impl<R> Table<R> {
@@ -81,8 +83,8 @@ pub(crate) enum Stores {
 /// Writes the outputs of the run of `len` elements at `at`.
 ///
 /// # Safety
-/// Inputs and output hold the run; the output is one of the inputs or shares no memory with them; `table` holds the
-/// coefficients of the run's channel.
+/// Inputs and output hold the run; the output is one of the inputs or shares no memory with them;
+/// `table` holds the coefficients of the run's channel.
 #[inline(always)]
 pub(crate) unsafe fn run<S: Simd, M: Map>(
     simd: S,
@@ -93,7 +95,8 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     stores: Stores,
     ahead: usize,
 ) {
-    // SAFETY: the offsets are within the run, which the caller vouches for; a streamed store begins at a line boundary.
+    // SAFETY: the offsets are within the run, which the caller vouches for; a streamed store begins
+    // at a line boundary.
     unsafe {
         let coefficients = M::coefficients(simd, table, Fetch::Run);
         let output = map.output().add(at);
@@ -121,7 +124,8 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     }
 }
 
-/// Elements of a streamed run before its first line boundary; `None` where it is not to be, or cannot be, streamed.
+/// Elements of a streamed run before its first line boundary; `None` where it is not to be, or
+/// cannot be, streamed.
 #[inline(always)]
 fn head<E>(output: *mut E, len: usize, stores: Stores) -> Option<usize> {
     // A line has no more elements than a vector has lanes, so a head is less than a vector.
@@ -131,13 +135,13 @@ fn head<E>(output: *mut E, len: usize, stores: Stores) -> Option<usize> {
         .then_some(head)
 }
 
-/// Writes the outputs of a sheet through the cache. Parts of rows go in pairs that share a fetch of the coefficients; both are
-/// read before one is written, as a load waits for an earlier store whose address agrees in its low bits. Whole rows go
-/// one by one: then memory is met in its order.
+/// Writes the outputs of a sheet through the cache. Parts of rows go in pairs that share a fetch of
+/// the coefficients; both are read before one is written, as a load waits for an earlier store
+/// whose address agrees in its low bits. Whole rows go one by one: then memory is met in its order.
 ///
 /// # Safety
-/// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them; `table` holds the
-/// coefficients of each column.
+/// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them;
+/// `table` holds the coefficients of each column.
 #[inline(always)]
 pub(crate) unsafe fn sheet<S: Simd, M: Map>(
     simd: S,
@@ -194,12 +198,14 @@ unsafe fn columns<S: Simd, M: Map>(
     }
 }
 
-/// Writes the outputs of `len` elements at `at`, rows of `cols` columns without a gap, past the cache. Vectors go on over the
-/// ends of rows, so if there is more than one row `table` begins anew after its last column: it holds `cols + LANES` columns.
+/// Writes the outputs of `len` elements at `at`, rows of `cols` columns without a gap, past the
+/// cache. Vectors go on over the ends of rows, so if there is more than one row `table` begins anew
+/// after its last column: it holds `cols + LANES` columns.
 ///
 /// # Safety
-/// Inputs and output hold the elements; the output is one of the inputs or shares no memory with them; `table` holds the
-/// coefficients of each column and, if `len` is more than `cols`, of the next `LANES`.
+/// Inputs and output hold the elements; the output is one of the inputs or shares no memory with
+/// them; `table` holds the coefficients of each column and, if `len` is more than `cols`, of the
+/// next `LANES`.
 #[inline(always)]
 pub(crate) unsafe fn stream<S: Simd, M: Map>(
     simd: S,
@@ -209,7 +215,8 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
     cols: usize,
     table: TableOf<M>,
 ) {
-    // SAFETY: the offsets are within the elements, and `col` within the columns, which the caller vouches for.
+    // SAFETY: the offsets are within the elements, and `col` within the columns, which the caller
+    // vouches for.
     unsafe {
         let output = map.output().add(at);
         let head = head(output, len, Stores::Streamed);

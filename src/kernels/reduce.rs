@@ -2,16 +2,19 @@
 //!
 //! How a sum is built up is part of the result, so every number below is a constant:
 //!
-//! 1. A run is cut into tiles of [`TILE`] elements. Element `i` of a tile goes to lane `i % 16`; four vectors are added to
-//!    each other before they are added to the tile's lanes, which start at zero and are added to those of the channel.
-//! 2. A sheet is cut into tiles of [`TILE_ROWS`] rows. Four rows of a column are added to each other before they are added
-//!    to the tile's sum, which starts at zero and is added to that of the column.
+//! 1. A run is cut into tiles of [`TILE`] elements. Element `i` of a tile goes to lane `i % 16`;
+//!    four vectors are added to each other before they are added to the tile's lanes, which start
+//!    at zero and are added to those of the channel.
+//! 2. A sheet is cut into tiles of [`TILE_ROWS`] rows. Four rows of a column are added to each
+//!    other before they are added to the tile's sum, which starts at zero and is added to that of
+//!    the column.
 //!
-//! Chains of additions are short because rounding is not always fair: squares of numbers on a grid, which is what `f32` data
-//! is, leave remainders that round down more often than up, and the error of a chain grows with its length instead of
-//! the root of it.
+//! Chains of additions are short because rounding is not always fair: squares of numbers on a grid,
+//! which is what `f32` data is, leave remainders that round down more often than up, and the error
+//! of a chain grows with its length instead of the root of it.
 //!
-//! A tail is a partial load: its missing lanes are zero in every input and in the centre, and contribute zero.
+//! A tail is a partial load: its missing lanes are zero in every input and in the centre, and
+//! contribute zero.
 
 use super::Fetch;
 use crate::element;
@@ -25,8 +28,8 @@ pub(crate) const TILE: usize = 1024;
 /// Rows of a sheet that are summed before they are added to the columns' sums.
 pub(crate) const TILE_ROWS: usize = 64;
 
-/// Elements that a sheet's inputs are asked for ahead, or the rows that hold as many: four rows side by side are not what
-/// the processor takes for a run.
+/// Elements that a sheet's inputs are asked for ahead, or the rows that hold as many: four rows
+/// side by side are not what the processor takes for a run.
 const AHEAD: usize = 1024;
 
 /// Stride from which they are: rows any closer are one run, four times over.
@@ -44,7 +47,8 @@ impl Lanes {
 
 /// What is summed: two terms of each element.
 pub(crate) trait Terms: Copy + Sync {
-    /// Writes what is to be subtracted in some channels. Plain code, compiled for the instruction set it is called from.
+    /// Writes what is to be subtracted in some channels. Plain code, compiled for the instruction
+    /// set it is called from.
     ///
     /// # Safety
     /// The inputs hold `view`, which is not empty.
@@ -53,8 +57,8 @@ pub(crate) trait Terms: Copy + Sync {
     /// Asks for the inputs at offset `at`, which may lie beyond their end.
     fn prefetch<S: Simd>(self, simd: S, at: usize);
 
-    /// The terms of the `n` elements at offset `at`, given the centre of their channel. Lanes from `n` on are zero if those of
-    /// `center` are.
+    /// The terms of the `n` elements at offset `at`, given the centre of their channel. Lanes from
+    /// `n` on are zero if those of `center` are.
     ///
     /// # Safety
     /// The inputs hold `n <= LANES` elements at `at`.
@@ -74,8 +78,8 @@ pub(crate) unsafe fn run<S: Simd, T: Terms>(
     center: f64,
     lanes: &mut Lanes,
 ) {
-    // SAFETY: the offsets are within the run, which the caller vouches for; `simd` is the token for its vectors; `lanes` and
-    // `centers` are arrays of LANES.
+    // SAFETY: the offsets are within the run, which the caller vouches for; `simd` is the token for
+    // its vectors; `lanes` and `centers` are arrays of LANES.
     unsafe {
         let mut sums = [S::F64::splat(0.0); 2];
         let full = S::F64::splat(center);
@@ -142,8 +146,8 @@ pub(crate) struct Sheet {
 /// Adds the terms of each column of a sheet to its two sums. Memory is met four rows side by side.
 ///
 /// # Safety
-/// The inputs hold the sheet; `centers`, both `sums` and both `tile` hold a value for each column, those of `tile` zero, as
-/// they are again afterwards.
+/// The inputs hold the sheet; `centers`, both `sums` and both `tile` hold a value for each column,
+/// those of `tile` zero, as they are again afterwards.
 #[inline(always)]
 pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
     simd: S,

@@ -1,5 +1,5 @@
-//! Arguments that are no arrays. An exception must name what it refuses, so each has a function of its own for
-//! `from_py_with`.
+//! Arguments that are no arrays. An exception must name what it refuses, so each has a function of
+//! its own for `from_py_with`.
 
 use super::errors::kind_error;
 use crate::error::Error;

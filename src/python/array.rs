@@ -1,10 +1,11 @@
 //! The border: NumPy arrays in, views and pointers out.
 //!
-//! dtype, strides, flags and data pointer are read from the untyped array. The borrow guards of rust-numpy are not used: they
-//! take a process-wide lock, and they know nothing of memory shared with other libraries. Instead strong references are
-//! held while the engine runs, and overlap between what is written and what is read is ruled out here by NumPy's own
-//! rule. A caller who writes to an array from another thread while the engine reads it gets what such a caller gets from
-//! NumPy.
+//! dtype, strides, flags and data pointer are read from the untyped array. The borrow guards of
+//! rust-numpy are not used: they take a process-wide lock, and they know nothing of memory shared
+//! with other libraries. Instead strong references are held while the engine runs, and overlap
+//! between what is written and what is read is ruled out here by NumPy's own rule. A caller who
+//! writes to an array from another thread while the engine reads it gets what such a caller gets
+//! from NumPy.
 
 use super::errors::kind_error;
 use super::memory::recycled;
@@ -145,15 +146,15 @@ fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
     flags(array) & NPY_ARRAY_WRITEABLE != 0
 }
 
-/// A new array of `prototype`'s shape, dense, its axes in the order of the prototype's memory; large ones in recycled
-/// memory.
+/// A new array of `prototype`'s shape, dense, its axes in the order of the prototype's memory;
+/// large ones in recycled memory.
 fn new_like<'py>(
     prototype: &Bound<'py, PyUntypedArray>,
     dtype: DType,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     let py = prototype.py();
-    // SAFETY: the prototype is an array; the call takes over a reference to the descriptor and returns a new reference or
-    // sets an exception; subok = 0 gives a plain array.
+    // SAFETY: the prototype is an array; the call takes over a reference to the descriptor and
+    // returns a new reference or sets an exception; subok = 0 gives a plain array.
     recycled(py, prototype.len().saturating_mul(dtype.itemsize()), || unsafe {
         let array = PY_ARRAY_API.PyArray_NewLikeArray(
             py,
@@ -169,7 +170,8 @@ fn new_like<'py>(
 /// Copies all elements, whatever the two memories look like.
 fn copy(into: &Bound<'_, PyUntypedArray>, from: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
     let py = into.py();
-    // SAFETY: both are arrays; NumPy checks shapes and types and sets an exception where they do not fit.
+    // SAFETY: both are arrays; NumPy checks shapes and types and sets an exception where they do
+    // not fit.
     match unsafe { PY_ARRAY_API.PyArray_CopyInto(py, into.as_array_ptr(), from.as_array_ptr()) } {
         0 => Ok(()),
         _ => Err(PyErr::fetch(py)),
@@ -429,7 +431,8 @@ impl<'py> Vector<'py> {
         any.map(|any| Vector::new(any, argument, Some(channels))).transpose()
     }
 
-    /// Refuses an array that cannot be updated in place: read-only, or made anew whenever it is asked for.
+    /// Refuses an array that cannot be updated in place: read-only, or made anew whenever it is
+    /// asked for.
     pub(super) fn check_in_place(
         &self,
         any: &Bound<'py, PyAny>,
@@ -466,7 +469,8 @@ impl<'py> Vector<'py> {
     pub(super) fn write(&self, values: &[f64]) {
         let (start, stride) = (data(&self.array), self.array.strides()[0]);
         let swapped = !is_native(&self.array);
-        // The length is asked for again: while the interpreter was released somebody may have resized the array by force.
+        // The length is asked for again: while the interpreter was released somebody may have
+        // resized the array by force.
         for (i, &value) in values.iter().enumerate().take(self.array.len()) {
             // SAFETY: element `i` of the array, which was checked to be writeable.
             unsafe {
@@ -511,13 +515,14 @@ fn read(array: &Bound<'_, PyUntypedArray>, dtype: DType) -> Vec<f64> {
     values.collect()
 }
 
-/// The same memory under an array object of its own: what is done to the shape of the other does not reach it.
+/// The same memory under an array object of its own: what is done to the shape of the other does
+/// not reach it.
 pub(super) fn view<'py>(
     array: &Bound<'py, PyUntypedArray>,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     let py = array.py();
-    // SAFETY: the argument is an array; null stands for its own dtype and for the plain array type; the call returns a new
-    // reference or sets an exception.
+    // SAFETY: the argument is an array; null stands for its own dtype and for the plain array type;
+    // the call returns a new reference or sets an exception.
     unsafe {
         let class = PyUntypedArray::type_object_raw(py);
         let view = PY_ARRAY_API.PyArray_View(py, array.as_array_ptr(), std::ptr::null_mut(), class);

@@ -15,8 +15,8 @@ use pyo3::types::{PyString, PyType};
 
 /// What `batch_norm_backward` needs of a forward pass.
 ///
-/// Holds a view of x, not a copy, and the values that the per-channel vectors had at the time of the forward pass;
-/// serves any number of backwards.
+/// Holds a view of x, not a copy, and the values that the per-channel vectors had at the time of
+/// the forward pass; serves any number of backwards.
 #[pyclass(frozen, module = "rustbn._rustbn")]
 pub(super) struct Context {
     pub(super) x: Py<PyUntypedArray>,
@@ -231,8 +231,9 @@ fn fused(
     let (view, eps, weight) = (x.view, context.eps, context.weight.as_deref());
     Ok(with_element!(x.dtype, E => {
         let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: all three are dense arrays of `view`, alive for the length of this call; `Output::like` ruled out that dx
-        // overlaps x, or dy otherwise than by being it; the context's vectors have the channels of `view`.
+        // SAFETY: all three are dense arrays of `view`, alive for the length of this call;
+        // `Output::like` ruled out that dx overlaps x, or dy otherwise than by being it; the
+        // context's vectors have the channels of `view`.
         released(py, bytes, move || unsafe {
             backward::batch_norm_backward_raw(view, dy.get(), x.get(), moments, weight, eps, dx.get(), execution)
         })
@@ -251,7 +252,8 @@ pub(super) fn reduce(
     let view = x.view;
     Ok(with_element!(x.dtype, E => {
         let [dy, x] = [dy.pointer(), x.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: both are dense arrays of `view`, alive for the length of this call; `mean` has its channels.
+        // SAFETY: both are dense arrays of `view`, alive for the length of this call; `mean` has
+        // its channels.
         released(py, bytes, move || unsafe {
             backward::backward_reduce_raw(view, dy.get(), x.get(), mean, execution)
         })
@@ -275,8 +277,9 @@ pub(super) fn apply(
     let view = x.view;
     with_element!(x.dtype, E => {
         let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: all three are dense arrays of `view`, alive for the length of this call; `Output::like` ruled out that dx
-        // overlaps x, or dy otherwise than by being it; the caller checked the channels of the vectors.
+        // SAFETY: all three are dense arrays of `view`, alive for the length of this call;
+        // `Output::like` ruled out that dx overlaps x, or dy otherwise than by being it; the caller
+        // checked the channels of the vectors.
         released(py, bytes, move || unsafe {
             backward::backward_apply_raw(view, dy.get(), x.get(), moments, sums, weight, eps, dx.get(), execution);
         });

@@ -17,7 +17,8 @@ impl From<Error> for PyErr {
                 },
                 _ => PyValueError::new_err(error.to_string()),
             };
-            // An exception object takes any attribute; if one ever does not, the exception itself matters more.
+            // An exception object takes any attribute; if one ever does not, the exception itself
+            // matters more.
             let _ = exception.value(py).setattr("kind", error.kind());
             exception
         })
@@ -39,7 +40,9 @@ fn axis_error(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     CLASS.import(py, "numpy.exceptions", "AxisError")
 }
 
-/// Names of all kinds of error, one of which every exception of this module carries as its attribute ``kind``.
+/// Names of all kinds of error.
+///
+/// Every exception of this module carries one of them as its attribute ``kind``.
 ///
 /// Returns
 /// -------

@@ -114,15 +114,17 @@ impl<'py> Forward<'_, 'py> {
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
         Ok(with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
-            // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call; `Output::like` ruled out
-            // that they overlap otherwise than by being the same; the vectors have the channels of `view`.
+            // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call;
+            // `Output::like` ruled out that they overlap otherwise than by being the same; the
+            // vectors have the channels of `view`.
             released(py, bytes, move || unsafe {
                 forward::batch_norm_raw(view, x.get(), weight, bias, eps, y.get(), execution)
             })
         }))
     }
 
-    /// The output for the caller, and the running statistics moved on, which is the last thing to happen.
+    /// The output for the caller, and the running statistics moved on, which is the last thing to
+    /// happen.
     fn finish(self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
         let y = self.out.finish()?;
         if let (Some(running), Some(moments)) = (&self.running, moments) {
@@ -134,22 +136,25 @@ impl<'py> Forward<'_, 'py> {
 
 /// Batch normalization.
 ///
-/// In training, each channel is normalised with its mean and biased variance over the batch, then scaled by `weight` and
-/// shifted by `bias` (Ioffe & Szegedy 2015, Algorithm 1); in evaluation, with the running statistics. Positional order and
-/// meaning are those of ``torch.nn.functional.batch_norm``.
+/// In training, each channel is normalised with its mean and biased variance over the batch, then
+/// scaled by `weight` and shifted by `bias` (Ioffe & Szegedy 2015, Algorithm 1); in evaluation,
+/// with the running statistics. Positional order and meaning are those of
+/// ``torch.nn.functional.batch_norm``.
 ///
 /// Parameters
 /// ----------
 /// x : array, float32 or float64, 2 or more dimensions
 ///     Input, any strides. Memory that is dense under any order of its axes is never copied.
 /// running_mean, running_var : array, shape (C,), optional
-///     Running statistics, float32 or float64, any strides. Needed in evaluation; updated in place in training.
+///     Running statistics, float32 or float64, any strides. Needed in evaluation; updated in place
+///     in training.
 /// weight, bias : array, shape (C,), optional
 ///     Scale and shift; 1 and 0 where absent.
 /// training : bool, default False
 ///     Whether the statistics of the batch normalise.
 /// momentum : float, default 0.1
-///     ``running = (1 - momentum) * running + momentum * batch``, the running variance from the unbiased variance.
+///     ``running = (1 - momentum) * running + momentum * batch``, the running variance from the
+///     unbiased variance.
 /// eps : float, default 1e-5
 ///     Added to the variance.
 /// axis : int, default 1
@@ -165,8 +170,9 @@ impl<'py> Forward<'_, 'py> {
 /// Raises
 /// ------
 /// ValueError
-///     If a shape, eps or momentum does not fit; if there is one value per channel in training; if running statistics are
-///     missing in evaluation, or one of the pair is; if `out` is read-only or overlaps an input otherwise than by being x.
+///     If a shape, eps or momentum does not fit; if there is one value per channel in training; if
+///     running statistics are missing in evaluation, or one of the pair is; if `out` is read-only
+///     or overlaps an input otherwise than by being x.
 /// TypeError
 ///     If a dtype does not fit, or running statistics could not be updated in place.
 /// numpy.exceptions.AxisError
@@ -219,7 +225,8 @@ pub(super) fn batch_norm<'py>(
 
 /// Batch normalization, and what its backward needs.
 ///
-/// As `batch_norm`, but `training` is True unless said otherwise, and `out` may not be x, which backward reads.
+/// As `batch_norm`, but `training` is True unless said otherwise, and `out` may not be x, which
+/// backward reads.
 ///
 /// Parameters
 /// ----------
@@ -292,9 +299,10 @@ pub(super) fn batch_norm_forward<'py>(
 
 /// Gradients of a batch normalization.
 ///
-/// Through batch statistics the gradient with respect to x is
-/// ``scale * (dy - sum(dy) / n - (x - mean) * invstd**2 * sum(dy * (x - mean)) / n)`` with ``scale = weight * invstd``
-/// (Ioffe & Szegedy 2015, section 3, collected); running statistics are constants, and it is ``dy * scale``.
+/// Through batch statistics the gradient with respect to x is ``scale * (dy - sum(dy) / n - (x -
+/// mean) * invstd**2 * sum(dy * (x - mean)) / n)`` with ``scale = weight * invstd``
+/// (Ioffe & Szegedy 2015, section 3, collected); running statistics are constants, and it is ``dy *
+/// scale``.
 ///
 /// Parameters
 /// ----------
@@ -315,8 +323,9 @@ pub(super) fn batch_norm_forward<'py>(
 /// Raises
 /// ------
 /// ValueError
-///     If dy or `out` has another shape; if `out` is read-only, overlaps x, or overlaps dy otherwise than by being it; if
-///     `needs` holds anything else, or leaves out "x" while `out` is given.
+///     If dy or `out` has another shape; if `out` is read-only, overlaps x, or overlaps dy
+///     otherwise than by being it; if `needs` holds anything else, or leaves out "x" while `out` is
+///     given.
 /// TypeError
 ///     If dy or `out` has another dtype.
 #[pyfunction]
@@ -334,8 +343,8 @@ pub(super) fn batch_norm_backward<'py>(
 
 /// Count, mean and sum of squared deviations of each channel.
 ///
-/// float64 sums about a pivot in one sweep: exact to a few float64 ULP however large the mean is next to the standard
-/// deviation, and exactly 0 deviation for a channel of one constant value.
+/// float64 sums about a pivot in one sweep: exact to a few float64 ULP however large the mean is
+/// next to the standard deviation, and exactly 0 deviation for a channel of one constant value.
 ///
 /// Parameters
 /// ----------
@@ -414,7 +423,7 @@ pub(super) fn backward_reduce(
     Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments.mean())?))
 }
 
-/// The gradient with respect to x from statistics and sums of the whole batch: the second half of backward.
+/// Gradient with respect to x from statistics and sums: the second half of backward.
 ///
 /// Parameters
 /// ----------

@@ -1,9 +1,11 @@
-//! NumPy's memory for large outputs: a handler of its allocator protocol ([NEP 49]) over [`blocks`](crate::blocks).
+//! NumPy's memory for large outputs: a handler of its allocator protocol ([NEP 49]) over
+//! [`blocks`](crate::blocks).
 //!
-//! NumPy takes the memory of a new array from the handler that is current, and remembers it in the array: resizing and
-//! freeing go to the same handler whenever and wherever they happen, and the array owns its data like any other. So the
-//! handler is current only while one output is made. Changing it twice costs a fraction of a microsecond, which small outputs
-//! are spared; a caller who has made another handler current is left his.
+//! NumPy takes the memory of a new array from the handler that is current, and remembers it in the
+//! array: resizing and freeing go to the same handler whenever and wherever they happen, and the
+//! array owns its data like any other. So the handler is current only while one output is made.
+//! Changing it twice costs a fraction of a microsecond, which small outputs are spared; a caller
+//! who has made another handler current is left his.
 //!
 //! [NEP 49]: https://numpy.org/neps/nep-0049.html
 
@@ -18,7 +20,8 @@ use std::ptr::{self, NonNull};
 
 static CACHE: Cache = Cache::new();
 
-/// Calls `make`, which makes one array of `bytes`, with its memory coming from kept blocks if it is large.
+/// Calls `make`, which makes one array of `bytes`, with its memory coming from kept blocks if it is
+/// large.
 pub(super) fn recycled<'py, T>(
     py: Python<'py>,
     bytes: usize,
@@ -52,7 +55,8 @@ struct Numpy {
 }
 
 impl Numpy {
-    /// The slots of NumPy's table, of which the `numpy` crate wraps none; NumPy has had them since 1.22.
+    /// The slots of NumPy's table, of which the `numpy` crate wraps none; NumPy has had them since
+    /// 1.22.
     const SET: usize = 304;
     const GET: usize = 305;
     const DEFAULT: usize = 306;
@@ -69,10 +73,11 @@ impl Numpy {
             }?;
             let capsule = module.getattr("_ARRAY_API")?.cast_into::<PyCapsule>()?;
             let table = capsule.pointer_checked(None)?.cast::<*mut c_void>();
-            // SAFETY: the capsule holds NumPy's table, which lives as long as the process; every NumPy that this package
-            // accepts has the three slots, with these types. The default is an object that NumPy never drops; its slot is
-            // the address of the variable that holds it. The capsule of our handler has the name that NumPy asks for, and
-            // points to a static.
+            // SAFETY: the capsule holds NumPy's table, which lives as long as the process; every
+            // NumPy that this package accepts has the three slots, with these types. The default is
+            // an object that NumPy never drops; its slot is the address of the variable that holds
+            // it. The capsule of our handler has the name that NumPy asks for, and points to a
+            // static.
             unsafe {
                 let default =
                     table.add(Self::DEFAULT).cast::<*const *mut ffi::PyObject>().read().read();
@@ -96,8 +101,8 @@ impl Numpy {
 
     /// Makes a handler current.
     fn set(&self, handler: &Bound<'_, PyAny>) -> PyResult<()> {
-        // SAFETY: NumPy's function checks the handler, takes a reference of its own and gives a new one to the handler
-        // that was current, or sets an exception; none is set before.
+        // SAFETY: NumPy's function checks the handler, takes a reference of its own and gives a new
+        // one to the handler that was current, or sets an exception; none is set before.
         unsafe { Bound::from_owned_ptr_or_err(handler.py(), (self.set)(handler.as_ptr())) }?;
         Ok(())
     }
@@ -165,7 +170,8 @@ extern "C" fn calloc(_: *mut c_void, count: usize, size: usize) -> *mut c_void {
 
 unsafe extern "C" fn realloc(_: *mut c_void, data: *mut c_void, size: usize) -> *mut c_void {
     match NonNull::new(data.cast()) {
-        // SAFETY: NumPy resizes what this handler allocated, and forgets the old address if it gets a new one.
+        // SAFETY: NumPy resizes what this handler allocated, and forgets the old address if it gets
+        // a new one.
         Some(data) => pointer(unsafe { CACHE.reallocate(data, size, limit()) }),
         None => pointer(CACHE.allocate(size)),
     }
@@ -173,16 +179,17 @@ unsafe extern "C" fn realloc(_: *mut c_void, data: *mut c_void, size: usize) -> 
 
 unsafe extern "C" fn free(_: *mut c_void, data: *mut c_void, _: usize) {
     if let Some(data) = NonNull::new(data.cast()) {
-        // SAFETY: NumPy frees what this handler allocated, once, when no array uses it. The size that it passes is not
-        // needed, which is as well: it is that of the array as it is now.
+        // SAFETY: NumPy frees what this handler allocated, once, when no array uses it. The size
+        // that it passes is not needed, which is as well: it is that of the array as it is now.
         unsafe { CACHE.free(data, limit()) };
     }
 }
 
 /// Release the memory that is kept for later outputs.
 ///
-/// Large arrays that rustbn returned leave their memory behind when they are freed, so that the next large outputs need not
-/// wait for the system to provide theirs. The memory of arrays that are alive is not touched.
+/// Large arrays that rustbn returned leave their memory behind when they are freed, so that the
+/// next large outputs need not wait for the system to provide theirs. The memory of arrays that are
+/// alive is not touched.
 ///
 /// See Also
 /// --------
@@ -190,8 +197,8 @@ unsafe extern "C" fn free(_: *mut c_void, data: *mut c_void, _: usize) {
 ///
 /// Notes
 /// -----
-/// The environment variable ``RUSTBN_CACHE_BYTES`` limits what is kept: by default a quarter of the memory that this process
-/// may have; 0 keeps none.
+/// The environment variable ``RUSTBN_CACHE_BYTES`` limits what is kept: by default a quarter
+/// of the memory that this process may have; 0 keeps none.
 ///
 /// Examples
 /// --------

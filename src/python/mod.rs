@@ -1,8 +1,9 @@
-//! The only place with Python: arrays become views and pointers, errors become exceptions, verbs become functions.
+//! The only place with Python: arrays become views and pointers, errors become exceptions, verbs
+//! become functions.
 //!
-//! [`array`] is the border. Everything about an array is checked there, before the first write; behind it there are views,
-//! pointers and vectors of `f64`. Around the one call into the engine the interpreter is released, where the work is
-//! large enough for that to pay.
+//! [`array`] is the border. Everything about an array is checked there, before the first write;
+//! behind it there are views, pointers and vectors of `f64`. Around the one call into the engine
+//! the interpreter is released, where the work is large enough for that to pay.
 
 mod argument;
 mod array;

@@ -11,7 +11,8 @@ type Array<'py> = Bound<'py, PyArray1<f64>>;
 
 /// Count, mean and sum of squared deviations of each channel, in float64.
 ///
-/// Moments of the parts of a batch merge to those of the whole, whatever the split, to a few float64 ULP.
+/// Moments of the parts of a batch merge to those of the whole, whatever the split, to a few
+/// float64 ULP.
 ///
 /// Parameters
 /// ----------
@@ -24,8 +25,8 @@ type Array<'py> = Bound<'py, PyArray1<f64>>;
 ///
 /// Notes
 /// -----
-/// Immutable; ``mean`` and ``m2`` are read-only copies. Equality is exact. The merge is that of Chan, Golub & LeVeque,
-/// "Algorithms for computing the sample variance" (1983), eq. 2.1.
+/// Immutable; ``mean`` and ``m2`` are read-only copies. Equality is exact. The merge is that
+/// of Chan, Golub & LeVeque, "Algorithms for computing the sample variance" (1983), eq. 2.1.
 ///
 /// Examples
 /// --------
@@ -92,7 +93,8 @@ impl Moments {
     /// Parameters
     /// ----------
     /// ddof : float, default 0
-    ///     The divisor is ``count - ddof``: 0 for the biased variance, which normalises, 1 for the unbiased one.
+    ///     The divisor is ``count - ddof``: 0 for the biased variance, which normalises, 1 for the
+    ///     unbiased one.
     ///
     /// Returns
     /// -------
@@ -129,8 +131,8 @@ impl Moments {
 
     /// Update running statistics in place, as a training forward does.
     ///
-    /// ``running = (1 - momentum) * running + momentum * batch``, the running variance from the unbiased variance. Nothing
-    /// happens where `count` is 0.
+    /// ``running = (1 - momentum) * running + momentum * batch``, the running variance from the
+    /// unbiased variance. Nothing happens where `count` is 0.
     ///
     /// Parameters
     /// ----------
@@ -142,7 +144,8 @@ impl Moments {
     /// Raises
     /// ------
     /// ValueError
-    ///     If `count` is 1, which has no unbiased variance; if an array has another length, is read-only, or is both.
+    ///     If `count` is 1, which has no unbiased variance; if an array has another length, is
+    ///     read-only, or is both.
     /// TypeError
     ///     If an array has another dtype or could not be updated in place.
     fn update_running(
@@ -288,7 +291,8 @@ impl GradSums {
     }
 }
 
-/// ``y = (x - mean) * scale + bias`` for each channel: what batch normalization is once its statistics are known.
+/// ``y = (x - mean) * scale + bias`` for each channel: what batch normalization is once its
+/// statistics are known.
 ///
 /// Parameters
 /// ----------
@@ -297,8 +301,9 @@ impl GradSums {
 ///
 /// Notes
 /// -----
-/// Immutable; the arrays are read-only copies. Equality is exact. The transformation stays centred: written as
-/// ``x * a + b`` it would cancel where the mean is much larger than the standard deviation.
+/// Immutable; the arrays are read-only copies. Equality is exact. The transformation stays
+/// centred: written as ``x * a + b`` it would cancel where the mean is much larger than the
+/// standard deviation.
 ///
 /// Examples
 /// --------
@@ -359,7 +364,8 @@ impl Affine {
         Ok(Affine(affine::Affine::from_moments(moments, weight.as_deref(), bias.as_deref(), eps)?))
     }
 
-    /// Normalisation with running statistics: batch normalization at inference (Ioffe & Szegedy 2015, Algorithm 2).
+    /// Normalisation with running statistics: batch normalization at inference (Ioffe & Szegedy
+    /// 2015, Algorithm 2).
     ///
     /// Parameters
     /// ----------
@@ -479,8 +485,9 @@ pub(super) fn apply(x: &Input<'_>, affine: &affine::Affine, out: &Output<'_>) ->
     let view = x.view;
     with_element!(x.dtype, E => {
         let (x_, y) = (Raw(x.pointer().cast::<E>()), Raw(out.pointer().cast::<E>()));
-        // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call; `Output::like` ruled out that
-        // they overlap otherwise than by being the same; the caller checked the channels of `affine`.
+        // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call;
+        // `Output::like` ruled out that they overlap otherwise than by being the same; the caller
+        // checked the channels of `affine`.
         released(py, x.bytes(), move || unsafe {
             forward::apply_raw(view, x_.get(), affine, y.get(), execution);
         });

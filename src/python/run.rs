@@ -9,7 +9,8 @@ use crate::simd::Level;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-/// Bytes below which a call does not look for more threads or release the interpreter: either would cost more than it gives.
+/// Bytes below which a call does not look for more threads or release the interpreter: either would
+/// cost more than it gives.
 const SMALL: usize = 256 << 10;
 
 /// The context variable that `rustbn.threads` sets: a number of threads, or None.
@@ -36,14 +37,16 @@ pub(super) fn execution(py: Python<'_>, bytes: usize) -> PyResult<Execution> {
     if bytes < SMALL {
         return Ok(Execution { level, threads: 1 });
     }
-    // With the interpreter held nobody forks. What a process makes once is made here, so that no child finds it half made.
+    // With the interpreter held nobody forks. What a process makes once is made here, so that no
+    // child finds it half made.
     let threads = threads(py)?;
     schedule::prepare();
     pool::prepare(threads);
     Ok(Execution { level, threads })
 }
 
-/// Does `work`, which touches `bytes` and no Python object, with the interpreter released if that pays.
+/// Does `work`, which touches `bytes` and no Python object, with the interpreter released if that
+/// pays.
 pub(super) fn released<R: Send>(
     py: Python<'_>,
     bytes: usize,
@@ -56,7 +59,8 @@ pub(super) fn released<R: Send>(
 #[derive(Clone, Copy)]
 pub(super) struct Raw<T>(pub(super) *mut T);
 
-// SAFETY: the pointer is into an array to which the caller of `released` holds a reference until the work is done.
+// SAFETY: the pointer is into an array to which the caller of `released` holds a reference until
+// the work is done.
 unsafe impl<T> Send for Raw<T> {}
 
 impl<T> Raw<T> {
@@ -71,8 +75,9 @@ impl<T> Raw<T> {
 /// Returns
 /// -------
 /// int
-///     What the innermost ``with rustbn.threads(n)`` of this context says, else `set_num_threads`, else the
-///     environment variable ``RUSTBN_NUM_THREADS``, else the processors this process may run on.
+///     What the innermost ``with rustbn.threads(n)`` of this context says, else `set_num_threads`,
+///     else the environment variable ``RUSTBN_NUM_THREADS``, else the processors this process may
+///     run on.
 ///
 /// Raises
 /// ------
@@ -129,7 +134,8 @@ pub(super) fn thread_count(#[pyo3(from_py_with = argument::n)] n: isize) -> PyRe
 /// Returns
 /// -------
 /// str
-///     What the environment variable ``RUSTBN_SIMD`` said at the first use, else the best of `simd_levels`.
+///     What the environment variable ``RUSTBN_SIMD`` said at the first use, else the best of
+///     `simd_levels`.
 ///
 /// Raises
 /// ------

@@ -49,8 +49,8 @@ pub struct F64x4(__m256d);
 operators!(F32x8, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps);
 operators!(F64x4, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd);
 
-// SAFETY (all of the impl): the caller vouches for AVX2 and for the elements touched; masked instructions touch, and fault
-// on, no lane whose mask is zero.
+// SAFETY (all of the impl): the caller vouches for AVX2 and for the elements touched; masked
+// instructions touch, and fault on, no lane whose mask is zero.
 impl Vector for F32x8 {
     type Scalar = f32;
     type Wide = Pair<F64x4>;

@@ -52,8 +52,8 @@ fn first(n: usize) -> u32 {
     (1_u32 << n) - 1
 }
 
-// SAFETY (all of the impl): the caller vouches for AVX-512 and for the elements touched; masked instructions touch, and
-// fault on, no lane whose mask is zero.
+// SAFETY (all of the impl): the caller vouches for AVX-512 and for the elements touched; masked
+// instructions touch, and fault on, no lane whose mask is zero.
 impl Vector for F32x16 {
     type Scalar = f32;
     type Wide = Pair<F64x8>;

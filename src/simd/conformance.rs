@@ -7,8 +7,8 @@ use crate::{
     batch_norm_backward, moments,
 };
 
-/// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it: that is how emulators
-/// prove what they ran.
+/// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it:
+/// that is how emulators prove what they ran.
 fn available(level: Level) -> bool {
     let has = Level::supported().contains(&level);
     let asked = std::env::var("RUSTBN_SIMD").is_ok_and(|name| name == level.name());
@@ -21,7 +21,8 @@ fn available(level: Level) -> bool {
     has
 }
 
-/// A generator of bits (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators").
+/// A generator of bits (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
+/// generators").
 struct Random(u64);
 
 impl Random {
@@ -33,7 +34,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Between -1 and 1, with a few values that are hard: zeros of both signs, subnormals, large ones.
+    /// Between -1 and 1, with a few values that are hard: zeros of both signs, subnormals, large
+    /// ones.
     fn value(&mut self) -> f64 {
         match self.next() % 64 {
             0 => 0.0,
@@ -72,7 +74,8 @@ impl Kernel for Vectors {
     }
 }
 
-/// One vector type. What lies beyond the `n` elements of a partial access is a guard that must not change.
+/// One vector type. What lies beyond the `n` elements of a partial access is a guard that must not
+/// change.
 #[inline(always)]
 fn check<V: Vector>(a: [V::Scalar; LANES], b: [V::Scalar; LANES], n: usize)
 where
@@ -86,7 +89,8 @@ where
     let zero = V::Scalar::from_f64(0.0);
     let guard = V::Scalar::from_f64(77.0);
     assert_eq!(V::LANES, LANES);
-    // SAFETY: every access is to an array of LANES, or to `n <= LANES` of its elements; `Level::run` vouches for the set.
+    // SAFETY: every access is to an array of LANES, or to `n <= LANES` of its elements;
+    // `Level::run` vouches for the set.
     unsafe {
         let (va, vb) = (V::load(a.as_ptr()), V::load(b.as_ptr()));
         let stored = |v: V| {
@@ -95,7 +99,8 @@ where
             bits(&out)
         };
         let expected = |f: fn(f64, f64) -> f64| -> Vec<u64> {
-            // One operation in f64 rounded to f32 is the operation in f32: f64 has more than twice its digits.
+            // One operation in f64 rounded to f32 is the operation in f32: f64 has more than twice
+            // its digits.
             bits(&std::array::from_fn::<_, LANES, _>(|i| {
                 V::Scalar::from_f64(f(a[i].to_f64(), b[i].to_f64()))
             }))
@@ -130,7 +135,8 @@ where
     }
 }
 
-/// Every verb over shapes that reach every loop, on one thread and on three, against the portable level on one.
+/// Every verb over shapes that reach every loop, on one thread and on three, against the portable
+/// level on one.
 pub(super) fn verbs<E: Element<Real = E> + Real>(level: Level) {
     if !available(level) {
         return;

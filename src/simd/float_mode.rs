@@ -1,8 +1,8 @@
 //! The processor's floating-point mode of a thread.
 //!
-//! Programs change it: `torch.set_flush_denormal(True)` and libraries built with `-ffast-math` make the calling thread flush
-//! subnormals to zero, while threads that were there before do not. Results must not depend on either, so the standard
-//! mode holds while a kernel runs.
+//! Programs change it: `torch.set_flush_denormal(True)` and libraries built with `-ffast-math` make
+//! the calling thread flush subnormals to zero, while threads that were there before do not.
+//! Results must not depend on either, so the standard mode holds while a kernel runs.
 
 use core::arch::asm;
 
@@ -71,8 +71,8 @@ fn read() -> Register {
 
 #[inline(always)]
 fn write(mode: Register) {
-    // SAFETY: the value is the standard one or was read from this thread's register. What the compiler assumes of the mode is
-    // the standard one; this is how it gets it.
+    // SAFETY: the value is the standard one or was read from this thread's register. What the
+    // compiler assumes of the mode is the standard one; this is how it gets it.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         asm!("ldmxcsr [{}]", in(reg) &raw const mode, options(nostack, preserves_flags));

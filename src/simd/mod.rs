@@ -1,15 +1,17 @@
 //! One logical vector of sixteen lanes on every instruction set; the only place with `core::arch`.
 //!
-//! A kernel is written once, over [`Simd`], and compiled once for each instruction set: [`Level::run`] enters a function
-//! that has the set's `target_feature`, and everything generic is inlined into it. What makes results the *same bits* at
-//! every level is decided here:
+//! A kernel is written once, over [`Simd`], and compiled once for each instruction set:
+//! [`Level::run`] enters a function that has the set's `target_feature`, and everything generic is
+//! inlined into it. What makes results the *same bits* at every level is decided here:
 //!
-//! 1. Sixteen lanes everywhere, of `f32` and of `f64` alike: one register, or a [`Pair`](pair::Pair) of halves, recursively.
-//! 2. Multiply and add are separate instructions. A fused multiply-add rounds once where the portable level rounds twice.
+//! 1. Sixteen lanes everywhere, of `f32` and of `f64` alike: one register, or a
+//!    [`Pair`](pair::Pair) of halves, recursively.
+//! 2. Multiply and add are separate instructions. A fused multiply-add rounds once where the
+//!    portable level rounds twice.
 //! 3. Lanes are folded by one tree, [`fold`], in ordinary code.
 //!
-//! A new instruction set is one file (its registers as [`Vector`]s and a token), one [`Level`], and one line of the
-//! conformance tests at the end of this file.
+//! A new instruction set is one file (its registers as [`Vector`]s and a token), one [`Level`], and
+//! one line of the conformance tests at the end of this file.
 
 /// `+`, `-` and `*` of a register, each by its intrinsic.
 macro_rules! operators {
@@ -29,8 +31,8 @@ macro_rules! operators {
         }
     };
 }
-/// The tests that every instruction set passes: its vectors do what arrays do, and whole verbs give the bits of the portable
-/// level. `conforms!(level)` in a test module is all it takes.
+/// The tests that every instruction set passes: its vectors do what arrays do, and whole verbs give
+/// the bits of the portable level. `conforms!(level)` in a test module is all it takes.
 #[cfg(test)]
 macro_rules! conforms {
     ($level:expr) => {
@@ -73,8 +75,9 @@ pub const LANES: usize = 16;
 /// Alignment in bytes that [`Vector::stream`] asks for: one cache line.
 pub(crate) const STREAM_ALIGNMENT: usize = 64;
 
-/// Some lanes of one floating-point type. A value exists only where the processor has its instructions: it is made by the
-/// `unsafe` constructors here, whose callers hold the [`Simd`] token.
+/// Some lanes of one floating-point type. A value exists only where the processor has its
+/// instructions: it is made by the `unsafe` constructors here, whose callers hold the [`Simd`]
+/// token.
 pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
     /// The type of one lane.
     type Scalar: Copy;
@@ -113,10 +116,12 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// `p` is writable for `n` elements (no more is written).
     unsafe fn store_partial(self, p: *mut Self::Scalar, n: usize);
 
-    /// Writes all lanes past the cache where the instruction set can; [`Simd::fence`] must follow before others read.
+    /// Writes all lanes past the cache where the instruction set can; [`Simd::fence`] must follow
+    /// before others read.
     ///
     /// # Safety
-    /// As [`Vector::store`], and `p` is aligned to [`STREAM_ALIGNMENT`] or to the size of the vector, whichever is less.
+    /// As [`Vector::store`], and `p` is aligned to [`STREAM_ALIGNMENT`] or to the size of the
+    /// vector, whichever is less.
     unsafe fn stream(self, p: *mut Self::Scalar);
 
     /// Each lane in `f64`, exactly.
@@ -142,8 +147,8 @@ pub trait Kernel {
     /// What the work returns.
     type Output;
 
-    /// Does the work with the instructions of `S`. Implementations are `#[inline(always)]`, so that they become part of a
-    /// function that has the target feature.
+    /// Does the work with the instructions of `S`. Implementations are `#[inline(always)]`, so that
+    /// they become part of a function that has the target feature.
     ///
     /// # Safety
     /// What the implementing type says of the memory it works on.
@@ -214,7 +219,8 @@ impl Level {
         }
     }
 
-    /// The level of this process: what `RUSTBN_SIMD` says, else the best there is. Chosen at the first call.
+    /// The level of this process: what `RUSTBN_SIMD` says, else the best there is. Chosen at the
+    /// first call.
     ///
     /// # Errors
     /// [`Error::Simd`] if `RUSTBN_SIMD` names a level that this processor does not have.
@@ -243,15 +249,17 @@ impl Level {
         }
     }
 
-    /// Runs `kernel` with the instructions of this level, rounding and keeping subnormals as IEEE 754 says.
+    /// Runs `kernel` with the instructions of this level, rounding and keeping subnormals as IEEE
+    /// 754 says.
     ///
     /// # Safety
     /// That of the kernel's `run`.
     #[inline]
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         let _mode = FloatMode::standard();
-        // SAFETY: the caller vouches for the kernel. A `Level` other than `Scalar` comes from `Level::supported`, which asked the
-        // processor for it; NEON is part of every 64-bit ARM processor that Rust knows.
+        // SAFETY: the caller vouches for the kernel. A `Level` other than `Scalar` comes from
+        // `Level::supported`, which asked the processor for it; NEON is part of every 64-bit ARM
+        // processor that Rust knows.
         unsafe {
             match self {
                 Level::Scalar => kernel.run(scalar::Scalar),

@@ -1,4 +1,5 @@
-//! NEON: four `f32` or two `f64` a register. It has no masked loads, so a tail goes through a small array.
+//! NEON: four `f32` or two `f64` a register. It has no masked loads, so a tail goes through a small
+//! array.
 
 use super::pair::Pair;
 use super::{Kernel, Simd, Vector};
@@ -42,8 +43,8 @@ operators!(F64x2, vaddq_f64, vsubq_f64, vmulq_f64);
 
 macro_rules! vector {
     ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr) => {
-        // SAFETY (all of the impl): the caller vouches for NEON and for the elements touched; a tail of `n <= LANES`
-        // elements is copied to or from an array of `LANES`.
+        // SAFETY (all of the impl): the caller vouches for NEON and for the elements touched; a
+        // tail of `n <= LANES` elements is copied to or from an array of `LANES`.
         impl Vector for $vector {
             type Scalar = $scalar;
             type Wide = $wide;

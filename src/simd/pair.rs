@@ -1,5 +1,5 @@
-//! Two vectors as one of twice the lanes: the low half first in memory. Pairs of pairs make sixteen lanes out of any
-//! register.
+//! Two vectors as one of twice the lanes: the low half first in memory. Pairs of pairs make sixteen
+//! lanes out of any register.
 
 use super::Vector;
 use std::ops::{Add, Mul, Sub};
@@ -32,8 +32,9 @@ impl<V: Mul<Output = V>> Mul for Pair<V> {
     }
 }
 
-// SAFETY (all of the impl): each half is handed its own part of what the caller vouched for: the low half the first
-// `V::LANES` elements, the high half the rest, and of `n` elements at most as many as each holds.
+// SAFETY (all of the impl): each half is handed its own part of what the caller vouched for: the
+// low half the first `V::LANES` elements, the high half the rest, and of `n` elements at most as
+// many as each holds.
 impl<V: Vector> Vector for Pair<V> {
     type Scalar = V::Scalar;
     type Wide = Pair<V::Wide>;
@@ -80,7 +81,8 @@ impl<V: Vector> Vector for Pair<V> {
 
     #[inline(always)]
     unsafe fn stream(self, p: *mut V::Scalar) {
-        // SAFETY: see the impl; half a vector on from an aligned address is aligned to the size of half a vector.
+        // SAFETY: see the impl; half a vector on from an aligned address is aligned to the size of
+        // half a vector.
         unsafe {
             self.0.stream(p);
             self.1.stream(p.add(V::LANES));

@@ -40,8 +40,8 @@ operator!(Add, add, +);
 operator!(Sub, sub, -);
 operator!(Mul, mul, *);
 
-// SAFETY (all of the impl): no instruction set is asked for, and no more than the elements that the caller vouched for are
-// touched.
+// SAFETY (all of the impl): no instruction set is asked for, and no more than the elements that the
+// caller vouched for are touched.
 impl<T> Vector for Lanes<T>
 where
     T: Copy + Default + Into<f64> + Add<Output = T> + Sub<Output = T> + Mul<Output = T>,
