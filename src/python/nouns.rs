@@ -291,8 +291,9 @@ impl GradSums {
     }
 }
 
-/// ``y = (x - mean) * scale + bias`` for each channel: what batch normalization is once its
-/// statistics are known.
+/// The transformation ``y = (x - mean) * scale + bias`` of each channel.
+///
+/// It is what batch normalization is once its statistics are known.
 ///
 /// Parameters
 /// ----------
