@@ -45,5 +45,6 @@ def test_everything_is_documented(name: str) -> None:
     assert text is not None
     # A line that is a sentence first, and sections underlined as numpydoc wants them.
     assert re.match(r".*\.(\n\n|$)", text), text.splitlines()[0]
-    for title, line in re.findall(r"^(Parameters|Returns|Raises|Notes|Examples)\n(.*)$", text, re.M):
+    sections = r"^(Parameters|Returns|Raises|Notes|Examples)\n(.*)$"
+    for title, line in re.findall(sections, text, re.M):
         assert line == "-" * len(title), title
