@@ -171,15 +171,25 @@ impl<T: Terms> ReduceItem<'_, T> {
     unsafe fn planes<S: Simd>(self, simd: S) {
         let view = &self.plan.view;
         let mut lanes = [Lanes::ZERO; BLOCK];
+        let (first, runs) = (self.channels.start, self.channels.len());
         for outer in self.chunk.outer {
-            for (i, c) in self.channels.clone().enumerate() {
-                for start in self.chunk.inner.clone().step_by(TILE) {
-                    let at = view.offset(outer, c, start);
-                    let len = TILE.min(self.chunk.inner.end - start);
+            for i in 0..runs {
+                let Range { mut start, end } = self.chunk.inner;
+                let after = if i + 1 < runs { (outer, first + i + 1) } else { (outer + 1, first) };
+                while start < end {
+                    let at = view.offset(outer, first + i, start);
+                    let len = TILE.min(end - start);
+                    start += len;
+                    let next = if start < end {
+                        at + len
+                    } else {
+                        view.offset(after.0, after.1, self.chunk.inner.start)
+                    };
                     // SAFETY: a part of a run of the view, which the caller vouches for.
                     unsafe {
-                        reduce::run(simd, self.terms, at, len, self.centers[i], &mut lanes[i])
-                    };
+                        let (center, lanes) = (self.centers[i], &mut lanes[i]);
+                        reduce::run(simd, self.terms, [at, next], len, center, lanes);
+                    }
                 }
             }
         }

@@ -27,7 +27,7 @@ use std::sync::OnceLock;
 const SHORT_RUN: usize = 256;
 
 /// Runs shorter than this end before the processor has found out that they are runs.
-const LONG_RUN: usize = 4096;
+const LONG_RUN: usize = 2048;
 
 /// Rows below which a sheet does not pay: each row must share the cost of folding the columns.
 const FEW_ROWS: usize = 4;

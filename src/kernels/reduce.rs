@@ -28,11 +28,12 @@ pub(crate) const TILE: usize = 1024;
 /// Rows of a sheet that are summed before they are added to the columns' sums.
 pub(crate) const TILE_ROWS: usize = 64;
 
-/// Elements that a sheet's inputs are asked for ahead, or the rows that hold as many: four rows
-/// side by side are not what the processor takes for a run.
-const AHEAD: usize = 1024;
+/// Elements that inputs are asked for ahead, or the rows of a sheet that hold as many. The arithmetic
+/// of a sum takes most of the time that memory takes, and left alone the processor overlaps the two
+/// only in part: statistics of planes of 112 x 112 took 0.62 of a copy without this and 0.47 with.
+const AHEAD: usize = 512;
 
-/// Stride from which they are: rows any closer are one run, four times over.
+/// Stride from which four rows of a sheet side by side are not one run to the processor.
 const SIDE_BY_SIDE: usize = 128;
 
 /// Two sums, a lane of each for every lane of a vector.
@@ -65,7 +66,8 @@ pub(crate) trait Terms: Copy + Sync {
     unsafe fn terms<S: Simd>(self, simd: S, at: usize, n: usize, center: S::F64) -> [S::F64; 2];
 }
 
-/// Adds the terms of the run of `len <= TILE` elements at `at` to the lanes of its channel.
+/// Adds the terms of the run of `len <= TILE` elements at `at` to the lanes of its channel; the run
+/// at `next` is the one that will be asked for afterwards.
 ///
 /// # Safety
 /// The inputs hold the run.
@@ -73,7 +75,7 @@ pub(crate) trait Terms: Copy + Sync {
 pub(crate) unsafe fn run<S: Simd, T: Terms>(
     simd: S,
     terms: T,
-    at: usize,
+    [at, next]: [usize; 2],
     len: usize,
     center: f64,
     lanes: &mut Lanes,
@@ -86,6 +88,11 @@ pub(crate) unsafe fn run<S: Simd, T: Terms>(
         let mut i = 0;
         while i + 4 * LANES <= len {
             let [a, b, c, d] = [0, 1, 2, 3].map(|k| at + i + k * LANES);
+            let soon = i + AHEAD;
+            let soon = if soon < len { at + soon } else { next + (soon - len) };
+            for k in 0..4 {
+                terms.prefetch(simd, soon + k * LANES);
+            }
             sums = add(sums, four(simd, terms, [a, b, c, d], LANES, full));
             i += 4 * LANES;
         }
