@@ -121,10 +121,10 @@ impl Columns {
 
     /// The full rows of a part of a sheet, and the row of fewer samples that may follow.
     fn sheets(&self, plan: &Plan, first_channel: usize, outer: Range<usize>) -> [Sheet; 2] {
-        let stride = plan.view.offset(self.samples, 0, 0);
+        let stride = plan.partition.view.offset(self.samples, 0, 0);
         let rows = outer.len() / self.samples;
         let rest = outer.len() % self.samples;
-        let at = |outer| plan.view.offset(outer, first_channel, 0);
+        let at = |outer| plan.partition.view.offset(outer, first_channel, 0);
         [
             Sheet { at: at(outer.start), stride, rows, cols: self.len() },
             Sheet {
@@ -156,7 +156,7 @@ impl<T: Terms> Kernel for ReduceItem<'_, T> {
     unsafe fn run<S: Simd>(self, simd: S) {
         // SAFETY: whoever runs the item vouches for the inputs.
         unsafe {
-            match self.plan.arrangement {
+            match self.plan.partition.arrangement {
                 Arrangement::Planes => self.planes(simd),
                 Arrangement::Sheet { samples } => self.sheet(simd, samples),
             }
@@ -169,7 +169,7 @@ impl<T: Terms> ReduceItem<'_, T> {
     /// The inputs hold the plan's view.
     #[inline(always)]
     unsafe fn planes<S: Simd>(self, simd: S) {
-        let view = &self.plan.view;
+        let view = &self.plan.partition.view;
         let mut lanes = [Lanes::ZERO; BLOCK];
         let (first, runs) = (self.channels.start, self.channels.len());
         for outer in self.chunk.outer {
@@ -204,8 +204,11 @@ impl<T: Terms> ReduceItem<'_, T> {
     #[inline(always)]
     unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
         let [first, second] = self.sums;
-        let columns =
-            Columns { samples, channels: self.channels.len(), inner: self.plan.view.inner };
+        let columns = Columns {
+            samples,
+            channels: self.channels.len(),
+            inner: self.plan.partition.view.inner,
+        };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
         let [mut centers, mut sums] = [const { Vec::new() }; 2];
         let centers = if columns.are_channels() {
@@ -260,7 +263,7 @@ impl<M: Map> Kernel for MapItem<'_, M> {
         let stores = self.plan.stores;
         // SAFETY: whoever runs the item vouches for inputs, output and coefficients.
         unsafe {
-            match self.plan.arrangement {
+            match self.plan.partition.arrangement {
                 Arrangement::Planes => self.planes(simd),
                 Arrangement::Sheet { samples } => self.sheet(simd, samples),
             }
@@ -276,7 +279,7 @@ impl<M: Map> MapItem<'_, M> {
     /// As said of the item.
     #[inline(always)]
     unsafe fn planes<S: Simd>(self, simd: S) {
-        let view = &self.plan.view;
+        let view = &self.plan.partition.view;
         for outer in self.chunk.outer {
             for c in self.channels.clone() {
                 let at = view.offset(outer, c, self.chunk.inner.start);
@@ -294,7 +297,7 @@ impl<M: Map> MapItem<'_, M> {
     /// As said of the item.
     #[inline(always)]
     unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
-        let view = &self.plan.view;
+        let view = &self.plan.partition.view;
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
         let streamed = self.plan.stores == Stores::Streamed;

@@ -3,11 +3,11 @@
 //! Two kinds of choice are made here, and only here:
 //!
 //! - **What is part of the result**, from the shape alone: whether memory is walked as planes or as
-//!   a sheet, and the [chunks](Plan::chunks) whose sums are made separately and then added by one
-//!   tree. Constants in capitals.
+//!   a sheet, and the chunks whose sums are made separately and then added by one tree
+//!   ([`Partition`]).
 //! - **What is not**: how many channels go through the cache together, whether the second sweep
 //!   follows the first channel block by channel block or after all of it, how many threads, which
-//!   stores. From the shape, the caches and the threads.
+//!   stores ([`Plan`]). From the shape, the caches and the threads.
 //!
 //! # Planes and sheets
 //! Long runs of one channel are walked run by run (*planes*). Where runs are short, a block of
@@ -126,18 +126,57 @@ pub(crate) struct Chunk {
     pub(crate) inner: Range<usize>,
 }
 
-/// The pieces of one call, of memory that is not empty.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan {
+/// What memory is cut into. Where sums are made it is part of the result, and made of the shape
+/// alone: of memory that is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Partition {
     /// The memory.
     pub(crate) view: View,
-    /// How it is walked; part of the result.
+    /// How it is walked.
     pub(crate) arrangement: Arrangement,
-    /// Outer blocks and elements of a run that make up a chunk, whose sums are made separately;
-    /// part of the result.
-    step: Step,
+    /// How many outer blocks a chunk has.
+    outer: usize,
+    /// How many elements of a run.
+    inner: usize,
     /// Chunks.
     pub(crate) chunks: usize,
+}
+
+impl Partition {
+    fn new(view: View, arrangement: Arrangement, outer: usize, inner: usize) -> Partition {
+        let chunks = view.outer.div_ceil(outer) * view.inner.div_ceil(inner);
+        Partition { view, arrangement, outer, inner, chunks }
+    }
+
+    /// Into chunks whose sums are made separately.
+    fn for_sums(view: View) -> Partition {
+        let arrangement = arrangement(&view);
+        let (outer, inner) = match arrangement {
+            Arrangement::Planes => ((CHUNK / view.inner).max(1), view.inner.min(CHUNK)),
+            Arrangement::Sheet { samples } => {
+                let rows = CHUNK / (view.channels * view.inner * samples) / TILE_ROWS * TILE_ROWS;
+                (rows.max(CHUNK_ROWS) * samples, view.inner)
+            }
+        };
+        Partition::new(view, arrangement, outer, inner)
+    }
+
+    /// Chunk `i`.
+    pub(crate) fn chunk(&self, i: usize) -> Chunk {
+        let per_run = self.view.inner.div_ceil(self.inner);
+        let (outer, inner) = (i / per_run * self.outer, i % per_run * self.inner);
+        Chunk {
+            outer: outer..(outer + self.outer).min(self.view.outer),
+            inner: inner..(inner + self.inner).min(self.view.inner),
+        }
+    }
+}
+
+/// How one call goes about it, which is no part of the result.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// What memory is cut into.
+    pub(crate) partition: Partition,
     /// Channels of a block.
     pub(crate) block: usize,
     /// Whether the second sweep of a block follows its first.
@@ -164,14 +203,13 @@ impl Plan {
         threads: usize,
         caches: Caches,
     ) -> Plan {
-        let arrangement = arrangement(&view);
-        let step = step(&view, arrangement);
+        let partition = Partition::for_sums(view);
         let bytes = view.len() * itemsize;
         let workers = threads.min(1 + bytes * inputs / GRAIN);
         let channel_bytes = (view.count() * itemsize * inputs).max(1);
         let fitting = caches.l2 / 2 / channel_bytes;
         let shares = view.channels.div_ceil(4 * workers);
-        let (block, fused) = match arrangement {
+        let (block, fused) = match partition.arrangement {
             Arrangement::Planes => {
                 let block = if workers > 1 { fitting.min(shares) } else { fitting };
                 (block.clamp(1, BLOCK), true)
@@ -186,10 +224,9 @@ impl Plan {
             }
             Arrangement::Sheet { .. } => (view.channels, true),
         };
-        let plan = Plan::of(view, arrangement, step, block, workers, stores(bytes, caches));
+        let plan = Plan::of(partition, block, workers, stores(bytes, caches));
         let fused = fused && plan.blocks() >= workers;
-        // Long runs are fetched ahead by the processor itself; what is in the cache anyway need not
-        // be.
+        // Long runs ask for what follows them by themselves; what is in the cache need not be asked for.
         let helps = fused && view.inner < LONG_RUN && bytes >= caches.last / 4;
         let ahead = if helps { plan.block * view.inner } else { 0 };
         Plan { fused, ahead, ..plan }
@@ -204,71 +241,49 @@ impl Plan {
 
     /// The plan for the second sweep of a pair that is not fused.
     pub(crate) fn after(&self) -> Plan {
-        Plan::in_order(self.view, self.workers, self.stores)
+        Plan::in_order(self.partition.view, self.workers, self.stores)
     }
 
     fn in_order(view: View, workers: usize, stores: Stores) -> Plan {
-        let arrangement = arrangement(&view);
         let width = view.channels * view.inner;
-        let (step, block) = match arrangement {
-            // A table of coefficients for each column stays in the cache for as many columns and no
-            // more.
+        let arrangement = arrangement(&view);
+        let (partition, block) = match arrangement {
+            // A table of coefficients for each column stays in the cache for so many columns.
             Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
-                (step(&view, arrangement), (TABLE_COLUMNS / view.inner).max(1))
+                (Partition::for_sums(view), (TABLE_COLUMNS / view.inner).max(1))
             }
             Arrangement::Sheet { samples } => {
                 let block = view.channels.min(CHUNK);
                 let rows = (CHUNK / (block * samples)).max(1);
-                (Step { outer: rows * samples, inner: view.inner }, block)
+                (Partition::new(view, arrangement, rows * samples, view.inner), block)
             }
             Arrangement::Planes => {
-                let step = Step { outer: (CHUNK / width).max(1), inner: view.inner.min(CHUNK) };
-                (step, (CHUNK / view.inner).max(1))
+                let (outer, inner) = ((CHUNK / width).max(1), view.inner.min(CHUNK));
+                (Partition::new(view, arrangement, outer, inner), (CHUNK / view.inner).max(1))
             }
         };
-        Plan::of(view, arrangement, step, block, workers, stores)
+        Plan::of(partition, block, workers, stores)
     }
 
-    fn of(
-        view: View,
-        arrangement: Arrangement,
-        step: Step,
-        block: usize,
-        workers: usize,
-        stores: Stores,
-    ) -> Plan {
-        let chunks = view.outer.div_ceil(step.outer) * view.inner.div_ceil(step.inner);
-        let block = block.clamp(1, view.channels.max(1));
-        Plan { view, arrangement, chunks, step, block, fused: false, workers, stores, ahead: 0 }
+    fn of(partition: Partition, block: usize, workers: usize, stores: Stores) -> Plan {
+        let block = block.clamp(1, partition.view.channels);
+        Plan { partition, block, fused: false, workers, stores, ahead: 0 }
     }
 
     /// Blocks of channels.
     pub(crate) fn blocks(&self) -> usize {
-        self.view.channels.div_ceil(self.block)
+        self.partition.view.channels.div_ceil(self.block)
+    }
+
+    /// Blocks in chunks.
+    pub(crate) fn items(&self) -> usize {
+        self.blocks() * self.partition.chunks
     }
 
     /// The channels of block `i`.
     pub(crate) fn channels(&self, i: usize) -> Range<usize> {
-        i * self.block..((i + 1) * self.block).min(self.view.channels)
+        i * self.block..((i + 1) * self.block).min(self.partition.view.channels)
     }
-
-    /// Chunk `i`.
-    pub(crate) fn chunk(&self, i: usize) -> Chunk {
-        let (view, step) = (&self.view, self.step);
-        let per_run = view.inner.div_ceil(step.inner);
-        let (outer, inner) = (i / per_run * step.outer, i % per_run * step.inner);
-        Chunk {
-            outer: outer..(outer + step.outer).min(view.outer),
-            inner: inner..(inner + step.inner).min(view.inner),
-        }
-    }
-}
-
-/// The size of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Step {
-    outer: usize,
-    inner: usize,
 }
 
 /// How outputs of so many bytes are written: past the cache if most of them would not be found
@@ -288,19 +303,6 @@ fn arrangement(view: &View) -> Arrangement {
         if unit * width <= WIDE_ROW { unit * (NARROW_ROW / (unit * width)).max(1) } else { 1 };
     // With a row or two there is nothing to sum down a column.
     Arrangement::Sheet { samples: if view.outer / samples < FEW_ROWS { 1 } else { samples } }
-}
-
-/// The chunks whose sums are made separately.
-fn step(view: &View, arrangement: Arrangement) -> Step {
-    let outer = match arrangement {
-        Arrangement::Planes => (CHUNK / view.inner).max(1),
-        Arrangement::Sheet { samples } => {
-            let rows = CHUNK / (view.channels * view.inner * samples) / TILE_ROWS * TILE_ROWS;
-            rows.max(CHUNK_ROWS) * samples
-        }
-    };
-    let inner = if arrangement == Arrangement::Planes { view.inner.min(CHUNK) } else { view.inner };
-    Step { outer, inner }
 }
 
 fn gcd(a: usize, b: usize) -> usize {
@@ -336,8 +338,8 @@ mod tests {
             };
             let mut met = 0;
             let mut last = None;
-            for i in 0..plan.chunks {
-                let chunk = plan.chunk(i);
+            for i in 0..plan.partition.chunks {
+                let chunk = plan.partition.chunk(i);
                 prop_assert!(!chunk.outer.is_empty() && !chunk.inner.is_empty());
                 let start = (chunk.outer.start, chunk.inner.start);
                 prop_assert!(last < Some(start), "chunks are in the order of memory");
@@ -353,11 +355,7 @@ mod tests {
         fn what_is_part_of_the_result_depends_on_the_shape_alone(view in view(), threads in 1_usize..9) {
             let one = Plan::with_caches(view, 4, 1, 1, SMALL);
             let other = Plan::with_caches(view, 8, 2, threads, LARGE);
-            prop_assert_eq!(one.arrangement, other.arrangement);
-            prop_assert_eq!(one.chunks, other.chunks);
-            for i in 0..one.chunks {
-                prop_assert_eq!(one.chunk(i), other.chunk(i));
-            }
+            prop_assert_eq!(one.partition, other.partition);
         }
     }
 
@@ -371,6 +369,6 @@ mod tests {
     fn one_large_channel_is_shared_out() {
         let view = View { outer: 1, channels: 1, inner: 10_000_000 };
         let plan = Plan::with_caches(view, 4, 1, 8, LARGE);
-        assert!(!plan.fused && plan.workers == 8 && plan.chunks > 100);
+        assert!(!plan.fused && plan.workers == 8 && plan.partition.chunks > 100);
     }
 }

@@ -1,9 +1,9 @@
 //! Sends kernels over memory: a plan's blocks of channels and chunks, on its threads.
 //!
-//! [`reduce`] and [`map`] are single sweeps. [`fused`] is both, block by block where the plan says
-//! so: the second sweep of a block takes its chunks in reverse, beginning with what the first one
-//! left in the cache. Whichever it is, the same sums are made of the same chunks and added by the
-//! same tree, so the results are the same bits.
+//! [`reduce`] and [`map`] are single sweeps. [`fused`] is both: block by block where the plan says
+//! so, else one after the other over all of memory. The second sweep goes backwards, chunk by chunk,
+//! beginning with what the first one left in the cache. Whichever it is, the same sums are made of
+//! the same chunks and added by the same tree, so the results are the same bits.
 
 use crate::element::{Element, Real};
 use crate::items::{CenterItem, Finish, FinishItem, MapItem, ReduceItem};
@@ -28,14 +28,14 @@ pub(crate) struct Sums {
 /// The sums of `terms` of each channel.
 ///
 /// # Safety
-/// The inputs of `terms` hold `plan.view`.
+/// The inputs of `terms` hold the plan's view.
 pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Sums {
     let state = State::new(plan);
     // SAFETY: this thread is alone with `state` before and after the loop over items, each of which
     // is a block and a chunk of its own; the caller vouches for the inputs.
     unsafe {
         (0..plan.blocks()).for_each(|block| state.prepare(level, terms, block));
-        pool::for_each(plan.workers, plan.blocks() * plan.chunks, |i| {
+        pool::for_each(plan.workers, plan.items(), |i| {
             state.reduce(level, terms, i % plan.blocks(), i / plan.blocks());
         });
         (0..plan.blocks()).for_each(|block| state.total(block));
@@ -47,7 +47,7 @@ pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Su
 /// coefficient, then all of the second, and so on.
 ///
 /// # Safety
-/// Inputs and output of `map` hold `plan.view`; the output is one of the inputs or shares no memory
+/// Inputs and output of `map` hold the plan's view; the output is one of the inputs or shares no memory
 /// with them.
 pub(crate) unsafe fn map<M: Map>(
     plan: &Plan,
@@ -55,9 +55,13 @@ pub(crate) unsafe fn map<M: Map>(
     map: M,
     table: &[<M::Element as Element>::Real],
 ) {
-    assert_eq!(table.len(), M::COEFFICIENTS * plan.view.channels, "coefficients of each channel");
-    let table = Table { first: table.as_ptr(), pitch: plan.view.channels };
-    pool::for_each(plan.workers, plan.blocks() * plan.chunks, |i| {
+    assert_eq!(
+        table.len(),
+        M::COEFFICIENTS * plan.partition.view.channels,
+        "coefficients of each channel"
+    );
+    let table = Table { first: table.as_ptr(), pitch: plan.partition.view.channels };
+    pool::for_each(plan.workers, plan.items(), |i| {
         // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs
         // and output.
         unsafe { map_item(plan, level, map, table, i % plan.blocks(), i / plan.blocks()) };
@@ -101,8 +105,8 @@ where
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
     let state = State::new(plan);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
-    let coefficients = Shared::new(vec![zero; N * plan.view.channels]);
-    let table = Table { first: coefficients.pointer(), pitch: plan.view.channels };
+    let coefficients = Shared::new(vec![zero; N * plan.partition.view.channels]);
+    let table = Table { first: coefficients.pointer(), pitch: plan.partition.view.channels };
     let finish = |block: usize| {
         let channels = plan.channels(block);
         // SAFETY: one thread at a time handles a block, and what is touched here belongs to the
@@ -111,7 +115,7 @@ where
             state.total(block);
             let centers = state.centers.slice(channels.clone());
             let into: [_; N] = std::array::from_fn(|k| {
-                let base = k * plan.view.channels;
+                let base = k * plan.partition.view.channels;
                 coefficients.slice(base + channels.start..base + channels.end)
             });
             let [first, second] = state.sums(block, 0);
@@ -127,20 +131,21 @@ where
         if plan.fused {
             pool::for_each(plan.workers, blocks, |block| {
                 state.prepare(level, terms, block);
-                (0..plan.chunks).for_each(|chunk| state.reduce(level, terms, block, chunk));
+                (0..plan.partition.chunks)
+                    .for_each(|chunk| state.reduce(level, terms, block, chunk));
                 finish(block);
-                (0..plan.chunks)
+                (0..plan.partition.chunks)
                     .rev()
                     .for_each(|chunk| map_item(plan, level, map, table, block, chunk));
             });
         } else {
-            let (items, after) = (blocks * plan.chunks, plan.after());
+            let (items, after) = (plan.items(), plan.after());
             (0..blocks).for_each(|block| state.prepare(level, terms, block));
             pool::for_each(plan.workers, items, |i| {
                 state.reduce(level, terms, i % blocks, i / blocks);
             });
             (0..blocks).for_each(finish);
-            let (blocks, items) = (after.blocks(), after.blocks() * after.chunks);
+            let (blocks, items) = (after.blocks(), after.items());
             pool::for_each(plan.workers, items, |i| {
                 let i = items - 1 - i;
                 map_item(&after, level, map, table, i % blocks, i / blocks);
@@ -195,9 +200,9 @@ struct State<'a> {
 
 impl<'a> State<'a> {
     fn new(plan: &'a Plan) -> Self {
-        let channels = plan.view.channels;
+        let channels = plan.partition.view.channels;
         let zeros = |n| Shared::new(vec![0.0; n]);
-        let partial = zeros(2 * channels * plan.chunks.saturating_sub(1));
+        let partial = zeros(2 * channels * plan.partition.chunks.saturating_sub(1));
         State {
             plan,
             centers: zeros(channels),
@@ -220,7 +225,7 @@ impl<'a> State<'a> {
                 return [self.first.slice(channels.clone()), self.second.slice(channels)];
             }
             [0, 1].map(|term| {
-                let base = (2 * (chunk - 1) + term) * self.plan.view.channels;
+                let base = (2 * (chunk - 1) + term) * self.plan.partition.view.channels;
                 self.partial.slice(base + channels.start..base + channels.end)
             })
         }
@@ -235,7 +240,7 @@ impl<'a> State<'a> {
         // SAFETY: handed on to the caller.
         unsafe {
             let centers = self.centers.slice(channels.clone());
-            level.run(CenterItem { view: &self.plan.view, terms, channels, centers });
+            level.run(CenterItem { view: &self.plan.partition.view, terms, channels, centers });
         }
     }
 
@@ -246,7 +251,7 @@ impl<'a> State<'a> {
     /// inputs of `terms` hold the plan's view.
     unsafe fn reduce<T: Terms>(&self, level: Level, terms: T, block: usize, chunk: usize) {
         let channels = self.plan.channels(block);
-        let chunk_of = self.plan.chunk(chunk);
+        let chunk_of = self.plan.partition.chunk(chunk);
         // SAFETY: handed on to the caller; centres are only read here.
         unsafe {
             let centers = self.centers.pointer().add(channels.start).cast_const();
@@ -267,8 +272,8 @@ impl<'a> State<'a> {
     /// Nobody else touches the sums of this block.
     unsafe fn total(&self, block: usize) {
         let mut step = 1;
-        while step < self.plan.chunks {
-            for chunk in (0..self.plan.chunks - step).step_by(2 * step) {
+        while step < self.plan.partition.chunks {
+            for chunk in (0..self.plan.partition.chunks - step).step_by(2 * step) {
                 // SAFETY: handed on to the caller; the two chunks are different ones.
                 let (into, from) =
                     unsafe { (self.sums(block, chunk), self.sums(block, chunk + step)) };
@@ -303,7 +308,7 @@ unsafe fn map_item<M: Map>(
     block: usize,
     chunk: usize,
 ) {
-    let (channels, chunk) = (plan.channels(block), plan.chunk(chunk));
+    let (channels, chunk) = (plan.channels(block), plan.partition.chunk(chunk));
     // SAFETY: handed on to the caller.
     unsafe { level.run(MapItem { plan, map, channels, chunk, table }) };
 }
