@@ -136,6 +136,34 @@ pub(crate) unsafe fn apply_raw<E: Element>(
     unsafe { sweep::map(&plan, execution.level, map, &apply::table(affine, execution.level)) };
 }
 
+/// [`apply`] of [`Affine::from_running`] from `x` to `y`, without the nouns in between.
+///
+/// # Safety
+/// As [`apply_raw`]; all vectors have the channels of `view`.
+#[cfg(feature = "python")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn infer_raw<E: Element>(
+    view: View,
+    x: *const E,
+    running_mean: &[f64],
+    running_var: &[f64],
+    weight: Option<&[f64]>,
+    bias: Option<&[f64]>,
+    eps: f64,
+    y: *mut E,
+    execution: Execution,
+) {
+    if view.is_empty() {
+        return;
+    }
+    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution.threads);
+    let finish = Infer { weight, bias, eps };
+    let table = sweep::finished(execution.level, finish, running_mean, [running_var, running_var]);
+    let map = Apply { x, y, epilogue: Identity };
+    // SAFETY: handed on to the caller.
+    unsafe { sweep::map(&plan, execution.level, map, &table) };
+}
+
 /// [`batch_norm`] from `x` to `y`.
 ///
 /// # Safety
@@ -162,6 +190,50 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
     Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
 }
 
+/// From running statistics to the coefficients of the normalisation.
+#[cfg(feature = "python")]
+#[derive(Clone, Copy)]
+struct Infer<'a> {
+    weight: Option<&'a [f64]>,
+    bias: Option<&'a [f64]>,
+    eps: f64,
+}
+
+#[cfg(feature = "python")]
+impl<R: Real> Finish<R, 4> for Infer<'_> {
+    #[inline(always)]
+    fn coefficients(
+        self,
+        channel: usize,
+        mean: [f64; GROUP],
+        [var, _]: [[f64; GROUP]; 2],
+    ) -> [[R; GROUP]; 4] {
+        let invstd = var.map(|var| moments::invstd(var, self.eps));
+        of_channels(channel, mean, invstd, self.weight, self.bias)
+    }
+}
+
+/// The coefficients of [`GROUP`] channels from `channel` on.
+#[inline(always)]
+fn of_channels<R: Real>(
+    channel: usize,
+    mean: [f64; GROUP],
+    invstd: [f64; GROUP],
+    weight: Option<&[f64]>,
+    bias: Option<&[f64]>,
+) -> [[R; GROUP]; 4] {
+    let weight = weight.map_or([1.0; GROUP], |weight| group(weight, channel));
+    let bias = bias.map_or([0.0; GROUP], |bias| group(bias, channel));
+    let mut coefficients = [[R::from_f64(0.0); GROUP]; 4];
+    for i in 0..GROUP {
+        let of_channel = apply::coefficients::<R>(mean[i], invstd[i] * weight[i], bias[i]);
+        for k in 0..4 {
+            coefficients[k][i] = of_channel[k];
+        }
+    }
+    coefficients
+}
+
 /// From sums about pivots to the coefficients of the normalisation.
 #[derive(Clone, Copy)]
 struct Normalise<'a> {
@@ -179,17 +251,14 @@ impl<R: Real> Finish<R, 4> for Normalise<'_> {
         centers: [f64; GROUP],
         [first, second]: [[f64; GROUP]; 2],
     ) -> [[R; GROUP]; 4] {
-        let weight = self.weight.map_or([1.0; GROUP], |weight| group(weight, channel));
-        let bias = self.bias.map_or([0.0; GROUP], |bias| group(bias, channel));
-        let mut coefficients = [[R::from_f64(0.0); GROUP]; 4];
+        let mut mean = [0.0; GROUP];
+        let mut invstd = [0.0; GROUP];
         for i in 0..GROUP {
-            let (mean, m2) = moments::mean_and_m2(self.count, centers[i], [first[i], second[i]]);
-            let scale = moments::invstd(moments::biased_var(self.count, m2), self.eps) * weight[i];
-            let of_channel = apply::coefficients::<R>(mean, scale, bias[i]);
-            for k in 0..4 {
-                coefficients[k][i] = of_channel[k];
-            }
+            let (of_channel, m2) =
+                moments::mean_and_m2(self.count, centers[i], [first[i], second[i]]);
+            mean[i] = of_channel;
+            invstd[i] = moments::invstd(moments::biased_var(self.count, m2), self.eps);
         }
-        coefficients
+        of_channels(channel, mean, invstd, self.weight, self.bias)
     }
 }

@@ -50,12 +50,16 @@ pub(crate) trait Finish<R, const N: usize>: Copy + Sync {
     ) -> [[R; GROUP]; N];
 }
 
-/// Up to [`GROUP`] values from `values[start..]`, and 1 for those that are not there.
+/// [`GROUP`] values from `values[start..]`, and 1 for those that are not there.
 #[inline(always)]
 pub(crate) fn group(values: &[f64], start: usize) -> [f64; GROUP] {
+    let rest = &values[start..];
+    // A whole group is a copy of known length.
+    if let Some(group) = rest.first_chunk() {
+        return *group;
+    }
     let mut group = [1.0; GROUP];
-    let n = GROUP.min(values.len() - start);
-    group[..n].copy_from_slice(&values[start..start + n]);
+    group[..rest.len()].copy_from_slice(rest);
     group
 }
 
@@ -79,9 +83,12 @@ impl<F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, F, R, N
             let sums = [group(first, start), group(second, start)];
             let channel = self.first_channel + start;
             let coefficients = self.finish.coefficients(channel, group(self.centers, start), sums);
-            let n = GROUP.min(self.centers.len() - start);
             for (into, values) in into.iter_mut().zip(&coefficients) {
-                into[start..start + n].copy_from_slice(&values[..n]);
+                let rest = &mut into[start..];
+                match rest.first_chunk_mut() {
+                    Some(group) => *group = *values,
+                    None => rest.copy_from_slice(&values[..rest.len()]),
+                }
             }
         }
     }

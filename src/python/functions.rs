@@ -6,7 +6,7 @@ use super::context::{self, Context, Needs, Statistics};
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
 use crate::error::Error;
-use crate::{affine, forward, moments as core};
+use crate::{forward, moments as core};
 use pyo3::prelude::*;
 
 /// The arguments that all forward functions share, as they come.
@@ -93,17 +93,25 @@ impl<'a, 'py> Arguments<'a, 'py> {
 }
 
 impl<'py> Forward<'_, 'py> {
-    /// The transformation by running statistics.
-    fn inference(&self) -> PyResult<affine::Affine> {
+    /// Normalises with the running statistics.
+    fn infer(&self) -> PyResult<()> {
+        let (py, bytes) = (self.x.given.py(), self.x.bytes());
+        let execution = execution(py, bytes)?;
+        let (view, eps) = (self.x.view, self.eps);
         let running = self.running.as_ref().expect("checked in evaluation");
-        let (mean, var) = (&running.mean.values, &running.var.values);
-        Ok(affine::Affine::from_running(
-            mean,
-            var,
-            self.weight.as_deref(),
-            self.bias.as_deref(),
-            self.eps,
-        )?)
+        let (mean, var) = (running.mean.values.as_slice(), running.var.values.as_slice());
+        let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        with_element!(self.x.dtype, E => {
+            let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
+            // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call;
+            // `Output::like` ruled out that they overlap otherwise than by being the same; the
+            // vectors have the channels of `view`.
+            released(py, bytes, move || unsafe {
+                let (x, y) = (x.get(), y.get());
+                forward::infer_raw(view, x, mean, var, weight, bias, eps, y, execution);
+            });
+        });
+        Ok(())
     }
 
     /// Normalises with the statistics of the batch.
@@ -219,7 +227,7 @@ pub(super) fn batch_norm<'py>(
         let moments = forward.train()?;
         return forward.finish(Some(&moments));
     }
-    nouns::apply(&forward.x, &forward.inference()?, &forward.out)?;
+    forward.infer()?;
     forward.finish(None)
 }
 
@@ -277,7 +285,7 @@ pub(super) fn batch_norm_forward<'py>(
     let statistics = if training {
         Statistics::Batch(forward.train()?)
     } else {
-        nouns::apply(&forward.x, &forward.inference()?, &forward.out)?;
+        forward.infer()?;
         let running = forward.running.as_ref().expect("checked in evaluation");
         let (mean, var) = (running.mean.values.clone(), running.var.values.clone());
         Statistics::Running { mean, var }
