@@ -341,11 +341,19 @@ impl<M: Map> MapItem<'_, M> {
             unsafe {
                 if joined {
                     let len = sheet.rows * sheet.cols;
-                    map::stream(simd, self.map, sheet.at, len, columns.len(), table);
+                    map::stream(simd, self.map, sheet.at, len, columns.len(), table, 0);
                 } else if apart {
                     for row in 0..sheet.rows {
                         let at = sheet.at + row * sheet.stride;
-                        map::stream(simd, self.map, at, sheet.cols, columns.len(), table);
+                        map::stream(
+                            simd,
+                            self.map,
+                            at,
+                            sheet.cols,
+                            columns.len(),
+                            table,
+                            sheet.stride,
+                        );
                     }
                 } else {
                     map::sheet(simd, self.map, sheet, table, self.plan.ahead);

@@ -214,6 +214,7 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
     len: usize,
     cols: usize,
     table: TableOf<M>,
+    ahead: usize,
 ) {
     // SAFETY: the offsets are within the elements, and `col` within the columns, which the caller
     // vouches for.
@@ -229,6 +230,9 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
             if n == LANES {
                 let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
                 let value = map.value(simd, at + i, LANES, &coefficients);
+                if ahead > 0 {
+                    map.prefetch(simd, at + i + ahead);
+                }
                 if head.is_some() {
                     M::Element::stream(simd, output.add(i), value);
                 } else {
