@@ -206,7 +206,7 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 2, execution.threads);
+    let plan = Plan::elementwise(view, size_of::<E>(), 2, execution.threads).writing(dy, dx);
     let finish = Differentiate { moments, weight, eps };
     let table = sweep::finished(
         execution.level,
@@ -237,7 +237,7 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
-    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
+    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads).writing(dy, dx);
     // SAFETY: handed on to the caller; a block's sums are complete before the first of its outputs
     // is written.
     let sums = unsafe {

@@ -26,6 +26,10 @@ use std::sync::OnceLock;
 /// Runs shorter than this are columns of a sheet, where there are enough rows.
 const SHORT_RUN: usize = 256;
 
+/// Runs shorter than this are columns of a sheet where there are no sums: a run has coefficients of
+/// its own to fetch, and two ends.
+const SHORT_MAP: usize = 128;
+
 /// Runs shorter than this end before the processor has found out that they are runs.
 const LONG_RUN: usize = 2048;
 
@@ -239,6 +243,14 @@ impl Plan {
         Plan::in_order(view, workers, stores(bytes, Caches::detected()))
     }
 
+    /// The same plan for outputs at `output` that are made of `input`. What is written over what was
+    /// just read is in the cache, and to write past it there takes longer, not shorter (in place,
+    /// 1.05 of a copy against 0.8).
+    pub(crate) fn writing<E>(self, input: *const E, output: *mut E) -> Plan {
+        let in_place = input == output.cast_const();
+        Plan { stores: if in_place { Stores::Ordinary } else { self.stores }, ..self }
+    }
+
     /// The plan for the second sweep of a pair that is not fused.
     pub(crate) fn after(&self) -> Plan {
         Plan::in_order(self.partition.view, self.workers, self.stores)
@@ -246,7 +258,9 @@ impl Plan {
 
     fn in_order(view: View, workers: usize, stores: Stores) -> Plan {
         let width = view.channels * view.inner;
-        let arrangement = arrangement(&view);
+        // Without sums, and without ends that are no whole lines, a run is soon worth its own way.
+        let runs = view.inner >= SHORT_MAP && stores == Stores::Ordinary;
+        let arrangement = if runs { Arrangement::Planes } else { arrangement(&view) };
         let (partition, block) = match arrangement {
             // A table of coefficients for each column stays in the cache for so many columns.
             Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
@@ -286,10 +300,10 @@ impl Plan {
     }
 }
 
-/// How outputs of so many bytes are written: past the cache if most of them would not be found
-/// there again.
+/// How outputs of so many bytes are written: past the cache if little of them would be found there
+/// again. Outputs of 13 MB took 1.2 of a copy through a cache of 32 MB, 0.8 past it.
 fn stores(bytes: usize, caches: Caches) -> Stores {
-    if bytes >= caches.last / 2 { Stores::Streamed } else { Stores::Ordinary }
+    if bytes >= caches.last / 4 { Stores::Streamed } else { Stores::Ordinary }
 }
 
 /// How `view` is walked.
