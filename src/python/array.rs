@@ -77,6 +77,14 @@ impl DType {
     }
 }
 
+/// Looks up NumPy's C interface.
+pub(super) fn prepare(py: Python<'_>) {
+    for dtype in [DType::F32, DType::F64] {
+        dtype.descriptor(py);
+    }
+    PyUntypedArray::type_object_raw(py);
+}
+
 /// A shape as Python prints it.
 fn tuple(shape: &[usize]) -> String {
     match shape {

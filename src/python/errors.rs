@@ -35,6 +35,11 @@ pub(super) fn kind_error(
     Error::Kind { argument, expected, got }.into()
 }
 
+/// Looks up NumPy's exception.
+pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
+    axis_error(py).map(|_| ())
+}
+
 fn axis_error(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     CLASS.import(py, "numpy.exceptions", "AxisError")

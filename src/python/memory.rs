@@ -41,6 +41,11 @@ pub(super) fn recycled<'py, T>(
     made
 }
 
+/// Looks up NumPy's handlers.
+pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
+    Numpy::get(py).map(|_| ())
+}
+
 type SetHandler = unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyObject;
 type GetHandler = unsafe extern "C" fn() -> *mut ffi::PyObject;
 

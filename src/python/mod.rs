@@ -34,10 +34,20 @@ mod _rustbn {
     use super::run::{get_num_threads, set_num_threads, simd_level, simd_levels, thread_count};
     use pyo3::prelude::*;
 
+    /// Makes now what would be made once later: NumPy's tables, and what the first release of the
+    /// interpreter needs. Making them can let other threads in; if one forked then, its child would
+    /// wait forever for them to be made.
+    fn prepare(py: Python<'_>) -> PyResult<()> {
+        super::array::prepare(py);
+        super::memory::prepare(py)?;
+        super::errors::prepare(py)?;
+        py.detach(|| ());
+        Ok(())
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        // Makes what the first release of the interpreter makes, before anybody can fork meanwhile.
-        module.py().detach(|| ());
+        prepare(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("Gradients", super::context::gradients_type(module.py())?)?;
         module.add("context_threads", super::run::context_threads(module.py())?)
