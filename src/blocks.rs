@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// Bytes from which blocks are kept.
 ///
-/// Microseconds of a call into NumPy's memory and into kept blocks (Zen 4, one thread): with 32
+/// Microseconds of a call into NumPy's memory and into kept blocks (Zen 3, one thread): with 32
 /// outputs alive at once 68 and 4.6 at 128 KiB, 160 and 11 at 256 KiB, 700 and 70 at 1 MiB; with
 /// one alive at a time, which the C library hands out again by itself, 4.3 and 4.6, 9.3 and 9.7, 40
 /// and 40. Below, the handler would be felt.

@@ -146,12 +146,9 @@ impl Moments {
     }
 }
 
-/// Mean and m2 of `count` values from their sums about `pivot`.
+/// Mean and m2 of `count > 0` values from their sums about `pivot`.
 #[inline]
 pub(crate) fn mean_and_m2(count: u64, pivot: f64, sums: [f64; 2]) -> (f64, f64) {
-    if count == 0 {
-        return (0.0, 0.0);
-    }
     let [first, second] = sums;
     let shift = first / count as f64;
     let m2 = second - first * shift;
