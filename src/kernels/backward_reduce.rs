@@ -7,9 +7,9 @@ use crate::simd::{Simd, Vector};
 use crate::view::View;
 use std::ops::Range;
 
-/// Means of this many standard deviations are near zero: `dy · x` is then not much larger than `dy ·
-/// (x - mean)`, and its sum loses as little.
-const NEAR: f64 = 2.0;
+/// Variances that the square of a mean near zero is: `dy · x` is then not much larger than `dy · (x -
+/// mean)`, and its sum loses little more.
+const NEAR: f64 = 1.0;
 
 /// The terms of gradient sums.
 #[derive(Clone, Copy)]
@@ -33,9 +33,22 @@ impl<E: Element> Terms for GradTerms<'_, E> {
         let count = self.moments.count() as f64;
         let (mean, m2) = (&self.moments.mean()[channels.clone()], &self.moments.m2()[channels]);
         for ((center, &mean), &m2) in centers.iter_mut().zip(mean).zip(m2) {
-            let near = Self::EXACT && mean * mean * count <= NEAR * NEAR * m2;
+            let near = Self::EXACT && mean * mean * count <= NEAR * m2;
             *center = if near { 0.0 } else { mean };
         }
+    }
+
+    /// A sum about zero does not move to the mean if `dy` is infinite somewhere.
+    fn recenter(self, channels: Range<usize>, values: &[f64], centers: &mut [f64]) -> bool {
+        let mut moved = false;
+        for ((center, &mean), sum_dy) in
+            centers.iter_mut().zip(&self.moments.mean()[channels]).zip(values)
+        {
+            if !sum_dy.is_finite() && center.to_bits() != mean.to_bits() {
+                (*center, moved) = (mean, true);
+            }
+        }
+        moved
     }
 
     #[inline(always)]
