@@ -4,6 +4,7 @@ The conversion is docutils'. It knows a part of LaTeX; what it does not know is 
 so an error in a build that wants none.
 """
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -12,6 +13,10 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
+
+# docutils sets the index of an accented letter as if it were the limit of a sum. In a group, with
+# something empty beside it, the letter has its index where it belongs.
+ACCENTED = re.compile(r"\\(hat|bar|tilde) ?(\w|\{[^{}]*\})")
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +35,9 @@ def display(translator: HTML5Translator, node: nodes.math_block) -> None:
 
 def convert(node: nodes.Element, block: bool) -> str:
     """Return the MathML of a node's LaTeX."""
+    latex = ACCENTED.sub(r"{{}\g<0>}", node.astext())
     try:
-        return str(tex2mathml(node.astext(), as_block=block))
+        return str(tex2mathml(latex, as_block=block))
     except MathError as error:
         logger.warning("formula: %s", error, location=node)
         return ""
