@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "rustbn"
 author = "the rustbn authors"
-copyright = author  # noqa: A001
+copyright = author
 release = version = version_of("rustbn")
 
 extensions = [
