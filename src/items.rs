@@ -218,11 +218,13 @@ impl<T: Terms> ReduceItem<'_, T> {
         };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
         let [mut centers, mut sums] = [const { Vec::new() }; 2];
-        let centers = if columns.are_channels() {
-            self.centers
+        let centers = if !reduce::off_center::<T>(self.centers) {
+            None
+        } else if columns.are_channels() {
+            Some(self.centers.as_ptr())
         } else {
             columns.expand(self.centers, &mut centers);
-            &centers
+            Some(centers.as_ptr())
         };
         // The sums of all columns, and those of the tile at hand.
         sums.resize(4 * columns.len(), 0.0);
@@ -235,7 +237,7 @@ impl<T: Terms> ReduceItem<'_, T> {
             // SAFETY: rows of the view, which the caller vouches for; a centre, two sums and two of
             // a tile for each column.
             unsafe {
-                reduce::sheet(simd, self.terms, sheet, centers.as_ptr(), pair(sums), pair(tile));
+                reduce::sheet(simd, self.terms, sheet, centers, pair(sums), pair(tile));
             }
         }
         let (firsts, seconds) = sums.split_at(columns.len());

@@ -15,7 +15,9 @@ pub(crate) struct MomentTerms<E>(pub(crate) *const E);
 unsafe impl<E: Sync> Sync for MomentTerms<E> {}
 
 impl<E: Element> Terms for MomentTerms<E> {
-    /// A pivot for each channel, out of members of it from the first to the last.
+    const EXACT: bool = E::EXACT_PRODUCTS;
+
+    /// A pivot for each channel, out of members of it from the first to the last, or zero.
     #[inline(always)]
     unsafe fn centers(self, view: &View, channels: Range<usize>, centers: &mut [f64]) {
         let last = view.count() - 1;
@@ -27,7 +29,8 @@ impl<E: Element> Terms for MomentTerms<E> {
         });
         for (c, center) in centers.iter_mut().enumerate() {
             // SAFETY: the same element of each channel, which the caller vouches for.
-            *center = pivot(members.map(|member| unsafe { *member.add(c * view.inner) }.widen()));
+            let members = members.map(|member| unsafe { *member.add(c * view.inner) }.widen());
+            *center = pivot(members, Self::EXACT);
         }
     }
 
@@ -37,10 +40,19 @@ impl<E: Element> Terms for MomentTerms<E> {
     }
 
     #[inline(always)]
-    unsafe fn terms<S: Simd>(self, simd: S, at: usize, n: usize, center: S::F64) -> [S::F64; 2] {
+    unsafe fn factors<S: Simd>(
+        self,
+        simd: S,
+        at: usize,
+        n: usize,
+        center: Option<S::F64>,
+    ) -> [S::F64; 2] {
         // SAFETY: the caller vouches for `n` elements at `at`.
-        let x = unsafe { E::load(simd, self.0.add(at), n) };
-        let deviation = x.widen() - center;
-        [deviation, deviation * deviation]
+        let x = unsafe { E::load(simd, self.0.add(at), n) }.widen();
+        let deviation = match center {
+            Some(center) => x - center,
+            None => x,
+        };
+        [deviation, deviation]
     }
 }
