@@ -5,6 +5,7 @@
 //! are not channels are dealt with here: what kernels want for each column is spread out before,
 //! what they made for each column is gathered after.
 
+use crate::kernels::GROUP;
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, ColumnSums, Lanes, Sheet, TILE, Terms};
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
@@ -28,15 +29,11 @@ impl<T: Terms> Kernel for CenterItem<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) {
+    unsafe fn run<S: Simd>(self, simd: S) {
         // SAFETY: whoever runs the item vouches for the inputs.
-        unsafe { self.terms.centers(self.view, self.channels, self.centers) };
+        unsafe { self.terms.centers(simd, self.view, self.channels, self.centers) };
     }
 }
-
-/// Channels that are finished side by side. They go through arrays of this length, which compilers
-/// make vectors of: a square root and a few divisions for each channel take a while one by one.
-pub(crate) const GROUP: usize = 8;
 
 /// From the sums of channels to the coefficients of their outputs.
 pub(crate) trait Finish<R, const N: usize>: Copy + Sync {

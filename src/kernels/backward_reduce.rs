@@ -29,7 +29,7 @@ impl<E: Element> Terms for GradTerms<'_, E> {
     const EXACT: bool = E::EXACT_PRODUCTS;
 
     #[inline(always)]
-    unsafe fn centers(self, _: &View, channels: Range<usize>, centers: &mut [f64]) {
+    unsafe fn centers<S: Simd>(self, _: S, _: &View, channels: Range<usize>, centers: &mut [f64]) {
         let count = self.moments.count() as f64;
         let (mean, m2) = (&self.moments.mean()[channels.clone()], &self.moments.m2()[channels]);
         for ((center, &mean), &m2) in centers.iter_mut().zip(mean).zip(m2) {

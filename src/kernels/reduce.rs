@@ -68,7 +68,13 @@ pub(crate) trait Terms: Copy + Sync {
     ///
     /// # Safety
     /// The inputs hold `view`, which is not empty.
-    unsafe fn centers(self, view: &View, channels: Range<usize>, centers: &mut [f64]);
+    unsafe fn centers<S: Simd>(
+        self,
+        simd: S,
+        view: &View,
+        channels: Range<usize>,
+        centers: &mut [f64],
+    );
 
     /// Whether the sums of the values of some channels say that all must be made again, about other
     /// `centers`, which this then has written.
