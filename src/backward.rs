@@ -147,7 +147,7 @@ pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
-    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
+    let plan = Plan::new(view, size_of::<E>(), 2, execution);
     // SAFETY: handed on to the caller.
     let sums = unsafe { sweep::reduce(&plan, execution.level, GradTerms { dy, x, moments }) };
     GradSums::from_sums(sums, moments)
@@ -210,7 +210,7 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 2, execution.threads).writing(dy, dx);
+    let plan = Plan::elementwise(view, size_of::<E>(), 2, execution).writing(dy, dx);
     let finish = Differentiate { moments, weight, eps };
     let table = sweep::finished(
         execution.level,
@@ -241,7 +241,7 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
-    let plan = Plan::new(view, size_of::<E>(), 2, execution.threads).writing(dy, dx);
+    let plan = Plan::new(view, size_of::<E>(), 2, execution).writing(dy, dx);
     // SAFETY: handed on to the caller; a block's sums are complete before the first of its outputs
     // is written.
     let sums = unsafe {

@@ -110,7 +110,7 @@ pub(crate) unsafe fn moments_raw<E: Element>(
     if view.is_empty() {
         return Moments::none(view);
     }
-    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads);
+    let plan = Plan::new(view, size_of::<E>(), 1, execution);
     // SAFETY: the caller vouches for `x`; the view is not empty.
     let sums = unsafe { sweep::reduce(&plan, execution.level, MomentTerms(x)) };
     Moments::from_sums(view.count() as u64, &sums.centers, &sums.first, &sums.second)
@@ -131,7 +131,7 @@ pub(crate) unsafe fn apply_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution.threads).writing(x, y);
+    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution).writing(x, y);
     let map = Apply { x, y, epilogue: Identity };
     // SAFETY: handed on to the caller.
     unsafe { sweep::map(&plan, execution.level, map, &apply::table(affine, execution.level)) };
@@ -157,7 +157,7 @@ pub(crate) unsafe fn infer_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution.threads).writing(x, y);
+    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution).writing(x, y);
     let finish = Infer { weight, bias, eps };
     let table = sweep::finished(execution.level, finish, running_mean, [running_var, running_var]);
     let map = Apply { x, y, epilogue: Identity };
@@ -182,7 +182,7 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
     if view.is_empty() {
         return Moments::none(view);
     }
-    let plan = Plan::new(view, size_of::<E>(), 1, execution.threads).writing(x, y);
+    let plan = Plan::new(view, size_of::<E>(), 1, execution).writing(x, y);
     let count = view.count() as u64;
     let finish = Normalise { count, weight, bias, eps };
     let map = Apply { x, y, epilogue: Identity };

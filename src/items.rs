@@ -7,7 +7,7 @@
 
 use crate::kernels::GROUP;
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
-use crate::kernels::reduce::{self, ColumnSums, Lanes, Sheet, TILE, Terms};
+use crate::kernels::reduce::{self, ColumnCenters, ColumnSums, Lanes, Sheet, TILE, Terms};
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
 use crate::simd::{Kernel, LANES, Simd, fold};
 use crate::view::View;
@@ -214,18 +214,16 @@ impl<T: Terms> ReduceItem<'_, T> {
         };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
         let mut centers = Vec::new();
-        let centers = if !reduce::off_center::<T>(self.centers) {
-            None
-        } else if columns.are_channels() {
-            Some(self.centers.as_ptr())
+        let centers = ColumnCenters::new::<T>(if columns.are_channels() {
+            self.centers
         } else {
             columns.expand(self.centers, &mut centers);
-            Some(centers.as_ptr())
-        };
+            &centers
+        });
         let mut sums = ColumnSums::new(columns.len(), &sheets);
         for sheet in sheets {
-            // SAFETY: rows of the view, which the caller vouches for; a centre for each column.
-            unsafe { reduce::sheet(simd, self.terms, sheet, centers, &mut sums) };
+            // SAFETY: rows of the view, which the caller vouches for.
+            unsafe { reduce::sheet(simd, self.terms, sheet, &centers, &mut sums) };
         }
         for (totals, columns_of) in self.sums.into_iter().zip(sums.sums()) {
             totals.fill(0.0);

@@ -64,6 +64,7 @@ mod affine;
 mod backward;
 #[cfg(any(test, feature = "python"))]
 mod blocks;
+mod caches;
 mod element;
 mod epilogue;
 mod error;
@@ -84,6 +85,7 @@ mod python;
 
 pub use affine::Affine;
 pub use backward::{backward_apply, backward_reduce, batch_norm_backward};
+pub use caches::Caches;
 pub use element::{Element, Real};
 pub use error::Error;
 pub use execution::Execution;

@@ -176,6 +176,10 @@ pub(crate) fn biased_var(count: u64, m2: f64) -> f64 {
 /// Members of a channel that [`pivots`] chooses from.
 pub(crate) const CANDIDATES: usize = 9;
 
+/// How far from zero the mean of a channel's candidates may be for a pivot of zero, in their ranges.
+/// The range of nine normal values is about three standard deviations.
+const NEAR: f64 = 0.35;
+
 /// A pivot for each of `N` channels out of members of it: their ninther (Tukey 1978), or 0 where one
 /// is not finite (the channel's statistics are NaN or infinite then, whatever the pivot). With
 /// `zero_will_do`, 0 too where the ninther is no further from it than a quarter of the members'
@@ -202,10 +206,14 @@ pub(crate) fn pivots<const N: usize>(
         let ninther = sorted(first[1], second[1], third[1])[1];
         let range =
             high(high(first[2], second[2]), third[2]) - low(low(first[0], second[0]), third[0]);
-        // 0 times a number is 0, times infinity or NaN it is NaN.
-        let zeros = [a, b, c, d, e, f, g, h, j].map(|member| member * 0.0);
-        let finite = zeros.into_iter().fold(0.0, |sum, zero| sum + zero) == 0.0;
-        let near = zero_will_do & (4.0 * ninther.abs() <= range);
+        let (mut sum, mut zeros) = (0.0, 0.0);
+        for of_channels in members {
+            sum += of_channels[i];
+            // 0 times a number is 0, times infinity or NaN it is NaN.
+            zeros += of_channels[i] * 0.0;
+        }
+        let finite = zeros == 0.0;
+        let near = zero_will_do & (sum.abs() <= NEAR * CANDIDATES as f64 * range);
         pivots[i] = if finite & !near { ninther } else { 0.0 };
     }
     pivots

@@ -16,12 +16,13 @@
 //! column; with few channels several samples stand in one row. Column `j` belongs to channel `(j /
 //! inner) % channels`, and columns of one channel share their pivot, so their sums simply add.
 
+use crate::caches::Caches;
+use crate::execution::Execution;
 use crate::kernels::map::Stores;
 use crate::kernels::reduce::{TILE, TILE_ROWS};
 use crate::simd::LANES;
 use crate::view::View;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// Runs shorter than this are columns of a sheet, where there are enough rows.
 const SHORT_RUN: usize = 128;
@@ -65,49 +66,6 @@ const STRIP_COLUMNS: usize = 64;
 
 /// Bytes that are worth one more thread.
 const GRAIN: usize = 256 << 10;
-
-/// Sizes of the caches in bytes, of one core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Caches {
-    /// Second level, of a core's own.
-    pub(crate) l2: usize,
-    /// Last level, shared.
-    pub(crate) last: usize,
-}
-
-impl Caches {
-    /// What the machine says, within reason.
-    pub(crate) fn detected() -> Caches {
-        static DETECTED: OnceLock<Caches> = OnceLock::new();
-        *DETECTED.get_or_init(|| {
-            let mut caches = Caches { l2: 512 << 10, last: 8 << 20 };
-            for index in 0..8 {
-                let read = |name: &str| {
-                    let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}");
-                    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
-                };
-                let size =
-                    read("size").and_then(|text| text.strip_suffix('K')?.parse::<usize>().ok());
-                match (read("level").as_deref(), size) {
-                    (Some("2"), Some(kib)) => caches.l2 = kib << 10,
-                    (Some("3"), Some(kib)) => caches.last = kib << 10,
-                    _ => {}
-                }
-            }
-            // Virtual machines report the caches of whole sockets and sometimes nonsense.
-            Caches {
-                l2: caches.l2.clamp(256 << 10, 4 << 20),
-                last: caches.last.clamp(2 << 20, 64 << 20),
-            }
-        })
-    }
-}
-
-/// Looks up the caches, which takes a while the first time.
-#[cfg(feature = "python")]
-pub(crate) fn prepare() {
-    Caches::detected();
-}
 
 /// How memory is walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,19 +152,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan for sweeps that read `inputs` arrays of `itemsize` bytes an element on up to
-    /// `threads` threads.
-    pub(crate) fn new(view: View, itemsize: usize, inputs: usize, threads: usize) -> Plan {
-        Plan::with_caches(view, itemsize, inputs, threads, Caches::detected())
-    }
-
-    fn with_caches(
-        view: View,
-        itemsize: usize,
-        inputs: usize,
-        threads: usize,
-        caches: Caches,
-    ) -> Plan {
+    /// The plan for sweeps that read `inputs` arrays of `itemsize` bytes an element.
+    pub(crate) fn new(view: View, itemsize: usize, inputs: usize, execution: Execution) -> Plan {
+        let Execution { threads, caches, .. } = execution;
         let partition = Partition::for_sums(view);
         let bytes = view.len() * itemsize;
         let workers = threads.min(1 + bytes * inputs / GRAIN);
@@ -237,10 +185,15 @@ impl Plan {
     }
 
     /// The plan for a sweep without sums, which goes through memory in its order.
-    pub(crate) fn elementwise(view: View, itemsize: usize, inputs: usize, threads: usize) -> Plan {
+    pub(crate) fn elementwise(
+        view: View,
+        itemsize: usize,
+        inputs: usize,
+        execution: Execution,
+    ) -> Plan {
         let bytes = view.len() * itemsize;
-        let workers = threads.min(1 + bytes * inputs / GRAIN);
-        Plan::in_order(view, workers, stores(bytes, Caches::detected()))
+        let workers = execution.threads.min(1 + bytes * inputs / GRAIN);
+        Plan::in_order(view, workers, stores(bytes, execution.caches))
     }
 
     /// The same plan for outputs at `output` that are made of `input`. What is written over what was
@@ -328,7 +281,12 @@ const _: () = assert!(CHUNK.is_multiple_of(TILE) && CHUNK_ROWS.is_multiple_of(TI
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Level;
     use proptest::prelude::*;
+
+    fn on(threads: usize, caches: Caches) -> Execution {
+        Execution { level: Level::Scalar, threads, caches }
+    }
 
     const SMALL: Caches = Caches { l2: 256 << 10, last: 2 << 20 };
     const LARGE: Caches = Caches { l2: 4 << 20, last: 64 << 20 };
@@ -346,9 +304,9 @@ mod tests {
         #[test]
         fn chunks_and_blocks_cover_everything_once(view in view(), threads in 1_usize..9, sums in any::<bool>()) {
             let plan = if sums {
-                Plan::with_caches(view, 4, 1, threads, SMALL)
+                Plan::new(view, 4, 1, on(threads, SMALL))
             } else {
-                Plan::elementwise(view, 4, 1, threads)
+                Plan::elementwise(view, 4, 1, on(threads, LARGE))
             };
             let mut met = 0;
             let mut last = None;
@@ -367,8 +325,8 @@ mod tests {
 
         #[test]
         fn what_is_part_of_the_result_depends_on_the_shape_alone(view in view(), threads in 1_usize..9) {
-            let one = Plan::with_caches(view, 4, 1, 1, SMALL);
-            let other = Plan::with_caches(view, 8, 2, threads, LARGE);
+            let one = Plan::new(view, 4, 1, on(1, SMALL));
+            let other = Plan::new(view, 8, 2, on(threads, LARGE));
             prop_assert_eq!(one.partition, other.partition);
         }
     }
@@ -376,13 +334,13 @@ mod tests {
     #[test]
     fn small_work_stays_on_its_thread() {
         let view = View { outer: 32, channels: 64, inner: 1 };
-        assert_eq!(Plan::with_caches(view, 4, 1, 8, LARGE).workers, 1);
+        assert_eq!(Plan::new(view, 4, 1, on(8, LARGE)).workers, 1);
     }
 
     #[test]
     fn one_large_channel_is_shared_out() {
         let view = View { outer: 1, channels: 1, inner: 10_000_000 };
-        let plan = Plan::with_caches(view, 4, 1, 8, LARGE);
+        let plan = Plan::new(view, 4, 1, on(8, LARGE));
         assert!(!plan.fused && plan.workers == 8 && plan.partition.chunks > 100);
     }
 }

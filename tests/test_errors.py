@@ -443,7 +443,10 @@ CASES: dict[str, list[Case]] = {
 # What is decided once per process is provoked in one of its own: kind -> environment and message.
 CASES_OF_THE_ENVIRONMENT: dict[str, list[tuple[dict[str, str], tuple[str, ...]]]] = {
     "Simd": [({"RUSTBN_SIMD": "sse9"}, ("RUSTBN_SIMD", "scalar", "sse9"))],
-    "Range": [({"RUSTBN_NUM_THREADS": "-1"}, ("RUSTBN_NUM_THREADS", "positive", "-1"))],
+    "Range": [
+        ({"RUSTBN_NUM_THREADS": "-1"}, ("RUSTBN_NUM_THREADS", "positive", "-1")),
+        ({"RUSTBN_CPU_CACHES": "1M,8M"}, ("RUSTBN_CPU_CACHES", "bytes", "1M,8M")),
+    ],
 }
 
 

@@ -32,6 +32,18 @@ def test_every_level_gives_the_same_bits(run_python: RunPython) -> None:
         assert not different, f"{level} differs from scalar in {len(different)}: {different[:10]}"
 
 
+def test_any_sizes_of_the_caches_give_the_same_bits(run_python: RunPython) -> None:
+    code = DIGESTS + "; from rustbn import _rustbn; print(_rustbn.cpu_caches())"
+    found = {}
+    for sizes in ((256 << 10, 2 << 20), (4 << 20, 64 << 20)):
+        environment = {"RUSTBN_CPU_CACHES": "{},{}".format(*sizes), "RUSTBN_NUM_THREADS": "2"}
+        digests, caches = run_python(code, **environment).stdout.splitlines()
+        assert caches == str(sizes)
+        found[sizes] = json.loads(digests)
+    small, large = found.values()
+    assert small == large
+
+
 def test_the_environment_chooses_the_level(run_python: RunPython) -> None:
     code = "from rustbn import _rustbn; print(_rustbn.simd_level())"
     for level in _rustbn.simd_levels():

@@ -59,10 +59,12 @@ def threads(n: int) -> Iterator[None]:
 def config() -> dict[str, str]:
     """Facts about this installation, by name, as `show_config` prints them."""
     held, limit = (f"{size / 2**20:.0f} MiB" for size in _rustbn.cache_bytes())
+    l2, last = (f"{size / 2**20:.3g} MiB" for size in _rustbn.cpu_caches())
     return {
         "rustbn": _rustbn.__version__,
         "SIMD level": f"{_rustbn.simd_level()} (of {', '.join(_rustbn.simd_levels())})",
         "threads": str(get_num_threads()),
+        "caches": f"{l2} a core, {last} shared, as planned for",
         "cache": f"{held} held of at most {limit}",
         "NumPy": np.__version__,
         "Python": sys.version.split()[0],

@@ -210,11 +210,11 @@ unsafe fn columns<S: Simd, M: Map>(
         let coefficients = M::coefficients(simd, table, Fetch::Columns(n));
         let first = map.value(simd, at, n, &coefficients);
         let mut values = [first; ROWS];
-        for row in 1..rows {
-            values[row] = map.value(simd, at + row * stride, n, &coefficients);
+        for (row, value) in values.iter_mut().enumerate().take(rows).skip(1) {
+            *value = map.value(simd, at + row * stride, n, &coefficients);
         }
-        for row in 0..rows {
-            M::Element::store(simd, output.add(at + row * stride), n, values[row]);
+        for (row, value) in values.into_iter().enumerate().take(rows) {
+            M::Element::store(simd, output.add(at + row * stride), n, value);
         }
     }
 }
@@ -251,16 +251,13 @@ pub(crate) unsafe fn stream_rows<S: Simd, M: Map>(
                         M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
                     let first = map.value(simd, at + col, LANES, &coefficients);
                     let mut values = [first; ROWS];
-                    for row in 1..ROWS {
-                        values[row] = map.value(simd, at + row * cols + col, LANES, &coefficients);
+                    for (row, value) in values.iter_mut().enumerate().skip(1) {
+                        *value = map.value(simd, at + row * cols + col, LANES, &coefficients);
                     }
-                    for row in 0..ROWS {
-                        map.prefetch(simd, at + (row + ROWS) * cols + col);
-                        M::Element::stream(
-                            simd,
-                            map.output().add(at + row * cols + col),
-                            values[row],
-                        );
+                    for (row, value) in values.into_iter().enumerate() {
+                        let at = at + row * cols + col;
+                        map.prefetch(simd, at + ROWS * cols);
+                        M::Element::stream(simd, map.output().add(at), value);
                     }
                 }
                 (at, len) = (at + ROWS * cols, len - ROWS * cols);

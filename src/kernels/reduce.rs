@@ -102,7 +102,7 @@ pub(crate) trait Terms: Copy + Sync {
 
 /// Whether there is something to subtract in any of the channels with these `centers`.
 #[inline(always)]
-pub(crate) fn off_center<T: Terms>(centers: &[f64]) -> bool {
+fn off_center<T: Terms>(centers: &[f64]) -> bool {
     // NaN is a centre, too.
     #[allow(clippy::float_cmp)]
     let zero = centers.iter().all(|&center| center == 0.0);
@@ -138,6 +138,7 @@ pub(crate) unsafe fn run<S: Simd, T: Terms>(
 /// # Safety
 /// As [`run`].
 #[inline(always)]
+#[allow(clippy::manual_map)] // a closure is not compiled for the instruction set
 unsafe fn run_about<S: Simd, T: Terms>(
     simd: S,
     terms: T,
@@ -262,6 +263,21 @@ pub(crate) struct Sheet {
     pub(crate) cols: usize,
 }
 
+/// Centres of columns.
+pub(crate) struct ColumnCenters<'a> {
+    values: &'a [f64],
+    /// For each vector of columns, whether there is something to subtract.
+    off: Vec<bool>,
+}
+
+impl<'a> ColumnCenters<'a> {
+    /// With the centre of each column.
+    pub(crate) fn new<T: Terms>(values: &'a [f64]) -> Self {
+        let off = values.chunks(LANES).map(|centers| off_center::<T>(centers)).collect();
+        ColumnCenters { values, off }
+    }
+}
+
 /// Sums of columns: both sums of each, and room for those of a tile.
 pub(crate) struct ColumnSums {
     values: Vec<f64>,
@@ -304,19 +320,22 @@ impl ColumnSums {
 }
 
 /// Adds the terms of each column of a sheet to its two sums. Memory is met [`ROWS`] rows side by
-/// side. No `centers` are centres of zero.
+/// side.
 ///
 /// # Safety
-/// The inputs hold the sheet; `centers` holds a value for each column.
+/// The inputs hold the sheet.
 #[inline(always)]
 pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
     simd: S,
     terms: T,
     sheet: Sheet,
-    centers: Option<*const f64>,
+    centers: &ColumnCenters<'_>,
     sums: &mut ColumnSums,
 ) {
-    assert!(sheet.cols <= sums.columns, "sums of each column");
+    assert!(
+        sheet.cols <= sums.columns && sheet.cols <= centers.values.len(),
+        "sums and a centre of each column"
+    );
     let mut tile = Sheet { rows: 0, ..sheet };
     for start in (0..sheet.rows).step_by(TILE_ROWS) {
         tile.at = sheet.at + start * sheet.stride;
@@ -324,14 +343,8 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
         let columns = sums.columns;
         let (first, second) = sums.tile().split_at_mut(columns);
         let into = [first.as_mut_ptr(), second.as_mut_ptr()];
-        // SAFETY: handed on to the caller; there are two sums of each column. Compiled for centres
-        // and for none.
-        unsafe {
-            match centers {
-                Some(_) => sheet_tile(simd, terms, tile, centers, into),
-                None => sheet_tile(simd, terms, tile, None, into),
-            }
-        }
+        // SAFETY: handed on to the caller; there are a centre and two sums of each column.
+        unsafe { sheet_tile(simd, terms, tile, centers, into) };
         sums.add_tile();
     }
 }
@@ -345,7 +358,7 @@ unsafe fn sheet_tile<S: Simd, T: Terms>(
     simd: S,
     terms: T,
     sheet: Sheet,
-    centers: Option<*const f64>,
+    centers: &ColumnCenters<'_>,
     sums: [*mut f64; 2],
 ) {
     let ahead = (AHEAD / sheet.stride).next_multiple_of(ROWS).max(ROWS) * sheet.stride;
@@ -372,17 +385,20 @@ unsafe fn sheet_tile<S: Simd, T: Terms>(
                 }
                 let at = [at + col, sheet.stride];
                 let sums = [sums[0].add(col), sums[1].add(col)];
-                let center = match centers {
-                    Some(centers) => Some(Fetch::Columns(n).vector::<S::F64>(centers.add(col))),
-                    None => None,
-                };
-                // With constants in their place the common case has no masks and no loop.
-                if n < LANES {
-                    columns(simd, terms, at, rows, n, center, sums);
+                // With constants in their places the common cases have no masks and no loop.
+                let off = *centers.off.get_unchecked(col / LANES);
+                if n < LANES || off {
+                    let center =
+                        Fetch::Columns(n).vector::<S::F64>(centers.values.as_ptr().add(col));
+                    if rows == ROWS && n == LANES {
+                        columns(simd, terms, at, ROWS, LANES, Some(center), sums);
+                    } else {
+                        columns(simd, terms, at, rows, n, Some(center), sums);
+                    }
                 } else if rows == ROWS {
-                    columns(simd, terms, at, ROWS, LANES, center, sums);
+                    columns(simd, terms, at, ROWS, LANES, None, sums);
                 } else {
-                    columns(simd, terms, at, 1, LANES, center, sums);
+                    columns(simd, terms, at, 1, LANES, None, sums);
                 }
             }
         }

@@ -31,7 +31,9 @@ mod _rustbn {
     #[pymodule_export]
     use super::nouns::{Affine, GradSums, Moments};
     #[pymodule_export]
-    use super::run::{get_num_threads, set_num_threads, simd_level, simd_levels, thread_count};
+    use super::run::{
+        cpu_caches, get_num_threads, set_num_threads, simd_level, simd_levels, thread_count,
+    };
     use pyo3::prelude::*;
 
     /// Makes now what would be made once later: NumPy's tables, and what the first release of the

@@ -1,10 +1,10 @@
 //! How a call from Python runs: its threads, and when the interpreter is released.
 
 use super::argument;
+use crate::caches::Caches;
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::pool;
-use crate::schedule;
 use crate::simd::Level;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -33,16 +33,15 @@ fn threads(py: Python<'_>) -> PyResult<usize> {
 
 /// How a call runs that touches `bytes`. Comes before the first write, since it can fail.
 pub(super) fn execution(py: Python<'_>, bytes: usize) -> PyResult<Execution> {
-    let level = Level::current()?;
+    let (level, caches) = (Level::current()?, Caches::current()?);
     if bytes < SMALL {
-        return Ok(Execution { level, threads: 1 });
+        return Ok(Execution { level, threads: 1, caches });
     }
     // With the interpreter held nobody forks. What a process makes once is made here, so that no
     // child finds it half made.
     let threads = threads(py)?;
-    schedule::prepare();
     pool::prepare(threads);
-    Ok(Execution { level, threads })
+    Ok(Execution { level, threads, caches })
 }
 
 /// Does `work`, which touches `bytes` and no Python object, with the interpreter released if that
@@ -155,4 +154,20 @@ pub(super) fn simd_level() -> PyResult<&'static str> {
 #[pyfunction]
 pub(super) fn simd_levels() -> Vec<&'static str> {
     Level::supported().into_iter().map(Level::name).collect()
+}
+
+/// Bytes of the second-level and of the last-level cache that calls are planned for.
+///
+/// Returns
+/// -------
+/// (int, int)
+///
+/// Raises
+/// ------
+/// ValueError
+///     If ``RUSTBN_CPU_CACHES`` is not two positive whole numbers.
+#[pyfunction]
+pub(super) fn cpu_caches() -> PyResult<(usize, usize)> {
+    let Caches { l2, last } = Caches::current()?;
+    Ok((l2, last))
 }

@@ -3,8 +3,8 @@
 use super::{Kernel, LANES, Level, Simd, Vector};
 use crate::element::{Element, Real};
 use crate::{
-    Affine, Execution, View, apply, apply_in_place, backward_apply, backward_reduce, batch_norm,
-    batch_norm_backward, moments,
+    Affine, Caches, Execution, View, apply, apply_in_place, backward_apply, backward_reduce,
+    batch_norm, batch_norm_backward, moments,
 };
 
 /// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it:
@@ -182,10 +182,16 @@ pub(super) fn verbs<E: Element<Real = E> + Real>(level: Level) {
             }
         }
         let parameters: Vec<f64> = (0..channels).map(|c| 0.5 + c as f64).collect();
-        let expected =
-            outputs(view, &x, &dy, &parameters, Execution { level: Level::Scalar, threads: 1 });
+        let caches = Caches::current().unwrap();
+        let expected = outputs(
+            view,
+            &x,
+            &dy,
+            &parameters,
+            Execution { level: Level::Scalar, threads: 1, caches },
+        );
         for threads in [1, 3] {
-            let got = outputs(view, &x, &dy, &parameters, Execution { level, threads });
+            let got = outputs(view, &x, &dy, &parameters, Execution { level, threads, caches });
             assert_eq!(got, expected, "{view:?} on {threads} threads");
         }
     }
