@@ -1,5 +1,6 @@
 """The training loop."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,17 +9,26 @@ from typing import Any
 import numpy as np
 
 from rustbn.demo.data import Images
-from rustbn.demo.layers import Array, Sequential
+from rustbn.demo.layers import Array
 from rustbn.demo.loss import softmax_cross_entropy
+from rustbn.demo.network import Sequential
 from rustbn.demo.optim import SGD
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy on held-out images after some of the steps of a training."""
+    """Accuracy on held-out images after some of the steps of a training.
+
+    Attributes
+    ----------
+    steps, accuracy : array, shape (measurements,)
+    step_seconds : float
+        What a step takes, the median of all, measurements not counted.
+    """
 
     steps: Array
     accuracy: Array
+    step_seconds: float = np.nan
 
     @property
     def final(self) -> float:
@@ -40,8 +50,9 @@ def train(
     steps: int,
     rng: np.random.Generator,
     batch: int = 64,
-    every: int = 5,
-    on_step: Callable[[], object] = lambda: None,
+    every: int | None = None,
+    until: float = np.inf,
+    after_step: Callable[[int], object] = lambda step: None,
 ) -> Curve:
     """Train the network by SGD with momentum, and follow its accuracy on held-out images.
 
@@ -53,28 +64,38 @@ def train(
         To train on, and to measure the accuracy on.
     rate : float
         The learning rate, the same throughout.
-    steps, batch, every : int
-        The number of steps, the images a step, and the steps between two measurements.
+    steps, batch : int
+        The number of steps, and the images a step.
     rng : numpy.random.Generator
         Draws the order of the images. Networks trained from the same state see the same batches.
-    on_step : callable
-        Called after each step.
+    every : int, optional
+        The steps between two measurements. The last step is always measured.
+    until : float
+        The accuracy at which to stop, where it is measured.
+    after_step : callable
+        Called with the number of each step, from 1, once it is taken.
     """
     optimiser = SGD(network, rate)
     measured: list[tuple[int, float]] = []
+    seconds = []
     # A network that diverges is a result here, not an error.
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         for step, part in zip(range(1, steps + 1), batches(images, batch, rng), strict=False):
             network.train()
+            start = time.perf_counter()
             network.zero_grad()
             _, dlogits = softmax_cross_entropy(network(part.x), part.labels)
             network.backward(dlogits)
             optimiser.step()
-            if step % every == 0 or step == steps:
+            seconds.append(time.perf_counter() - start)
+            after_step(step)
+            if step == steps or (every and step % every == 0):
                 measured.append((step, accuracy(network, held_out)))
-            on_step()
+                if measured[-1][1] >= until:
+                    break
     network.train()
-    return Curve(*(np.array(column) for column in zip(*measured, strict=True)))
+    number, correct = (np.array(column) for column in zip(*measured, strict=True))
+    return Curve(number, correct, float(np.median(seconds)))
 
 
 def batches(images: Images, size: int, rng: np.random.Generator) -> Iterator[Images]:
@@ -98,7 +119,7 @@ def single_threaded_blas() -> AbstractContextManager[Any]:
     order of a sum, so its rounding, depends on the number of threads; this way a training gives the
     same network whatever the number of cores. Batch norm needs no such care.
     """
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
     return limits
