@@ -46,6 +46,9 @@ class GhostBatchNorm(Layer):
 
     def backward(self, dy: Array, /) -> Array:
         grads = rustbn.batch_norm_backward(dy.reshape(self.group, -1), self.context)
+        assert grads.dx is not None  # all three were asked for
+        assert grads.dweight is not None
+        assert grads.dbias is not None
         self.weight_grad += grads.dweight.reshape(-1, len(self.weight)).sum(axis=0)
         self.bias_grad += grads.dbias.reshape(-1, len(self.bias)).sum(axis=0)
         return grads.dx.reshape(dy.shape)

@@ -124,7 +124,8 @@ class Dropout(Layer):
             return x
         kept = self.rng.random(x.shape, np.float32) >= self.p
         self.factor = kept / x.dtype.type(1 - self.p)
-        return x * self.factor
+        y: Array = x * self.factor
+        return y
 
     def backward(self, dy: Array, /) -> Array:
         return dy * self.factor

@@ -83,13 +83,19 @@ class CovariateShift:
         return interval(mean[arm] - mean[WITHOUT])
 
     @property
+    def more_than_half(self) -> Interval:
+        """The benefit that stays with noise, less half of that without noise."""
+        mean = self.accuracy.mean(axis=1)
+        return interval(mean[NOISY] - (mean[WITHOUT] + mean[WITH]) / 2)
+
+    @property
     def kept(self) -> float:
         """The part of the benefit that stays with noise."""
         return self.benefit(NOISY).mean / self.benefit(WITH).mean
 
     @property
     def tests(self) -> list[Test]:
-        """Less drift, steadier gradients, and no benefit where the drift is restored."""
+        """Less drift, steadier gradients, and less benefit where the drift is restored."""
         drift, noisy, benefit = self.drift_ratio(WITH), self.drift_ratio(NOISY), self.benefit(NOISY)
         steadier = [
             Test(
@@ -103,10 +109,10 @@ class CovariateShift:
             Test("Layer inputs drift less with batch norm", _ratio(drift), drift.high < 1),
             *steadier,
             Test(
-                "Noise that restores the drift takes the benefit away",
-                f"drift {_ratio(noisy)}, yet a benefit of {_points(benefit)}; without noise "
+                "Noise that restores the drift takes more than half of the benefit away",
+                f"drift {_ratio(noisy)}; the benefit is {_points(benefit)}, without noise "
                 f"{_points(self.benefit(WITH))}",
-                not (noisy.mean >= 1 and benefit.low > 0),
+                self.more_than_half.high < 0,
             ),
         ]
 
@@ -117,7 +123,7 @@ class CovariateShift:
         cosine = self.cosine.mean(axis=-1)
         conclusion = (
             ": low drift is not what makes batch norm work."
-            if noisy.mean >= 1 and self.kept > 0.5
+            if noisy.mean >= 1 and self.more_than_half.low > 0
             else "."
         )
         return [
@@ -184,9 +190,9 @@ def covariate_shift(
         seed means the same weights and batches for all; intervals are Student's, 95 %, of pairs.
     Rule
         Tests: the ratio of the drifts with and without batch norm has an interval below 1; so has
-        that of the gradient changes, at the same rate, and at each network's best rate; noise that
-        brings the drift up to that without batch norm, or above, leaves no benefit (its interval is
-        not above 0). Supported if all hold, refuted if none does, else mixed.
+        that of the gradient changes, at the same rate, and at each network's best rate; and of
+        the benefit less than half is left with noise (the interval of the difference from half of
+        it is below 0). Supported if all hold, refuted if none does, else mixed.
 
     Parameters
     ----------
@@ -234,7 +240,7 @@ def covariate_shift(
         for arm, s in np.ndindex(shape):
             network, order = start(arm, s)
             accuracies[arm, :, s], drift[arm, s], shifts = train_and_measure(
-                network, digits, best[arm], steps, order, gradients=arm != NOISY
+                network, digits, float(best[arm]), steps, order, gradients=arm != NOISY
             )
             if arm != NOISY:
                 change[arm, s], cosine[arm, s] = np.mean(shifts, axis=0)
@@ -258,10 +264,12 @@ class RandomScaleShift(Layer):
         if not self.training:
             return x
         self.a = self.rng.uniform(0.5, 1.5, self.features).astype(x.dtype)
-        return self.a * x + self.rng.normal(0, 0.3, self.features).astype(x.dtype)
+        y: Array = self.a * x + self.rng.normal(0, 0.3, self.features).astype(x.dtype)
+        return y
 
     def backward(self, dy: Array, /) -> Array:  # noqa: D102
-        return self.a * dy
+        dx: Array = self.a * dy
+        return dx
 
 
 def batch_norm_and_noise(rng: np.random.Generator) -> Between:

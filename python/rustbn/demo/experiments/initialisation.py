@@ -14,7 +14,7 @@ from rustbn.demo.training import single_threaded_blas, train
 ARMS = ("without", "set once", "with batch norm")
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 RATES = (0.01, 0.1)
-QUICK = {"depths": (2, 12), "seeds": 1, "steps": 100}
+QUICK = {"depths": (2, 12), "scales": (0.01, 0.1, 1.0, 10.0), "seeds": 1, "steps": 100}
 
 WORKS = 0.9
 """A scale works where the mean final accuracy reaches this."""
@@ -40,7 +40,8 @@ class Initialisation:
     @property
     def works(self) -> Array:
         """Whether a scale works, of shape (3, rates, depths, scales)."""
-        return self.accuracy.mean(axis=-1) >= WORKS
+        mean: Array = self.accuracy.mean(axis=-1)
+        return mean >= WORKS
 
     @property
     def tests(self) -> list[Test]:
@@ -63,14 +64,26 @@ class Initialisation:
         low, high = 0, len(self.rates) - 1
         total = self.works[0, 0].size
         count = self.works.sum(axis=(-1, -2))
+        deepest = self.accuracy[2, low, -1].mean(axis=-1)
+        largest, best = float(deepest[-1]), float(deepest.max())
+        repairs = count[1, low] >= count[2, low] and count[1, high] < count[2, high]
         return [
             f"At learning rate {self.rates[low]:g}, {count[2, low]} of {total} combinations of "
             f"depth and weight scale work with batch norm and {count[0, low]} without; at "
             f"{self.rates[high]:g}, {count[2, high]} and {count[0, high]}.",
-            "Setting the scale once, with one batch before training, works for "
-            f"{count[1, low]} at {self.rates[low]:g} and {count[1, high]} at "
-            f"{self.rates[high]:g}: batch norm repairs the initialisation, and at high rates it "
-            "is the normalising at every step that counts.",
+            "Setting the scale once, with one batch before training, makes "
+            f"{count[1, low]} work at {self.rates[low]:g} and {count[1, high]} at "
+            f"{self.rates[high]:g}"
+            + (
+                ": at a low rate it does as well as batch norm, at a high one only normalising at "
+                "every step helps."
+                if repairs
+                else "."
+            ),
+            f"Batch norm is not indifferent to the scale: at {self.rates[low]:g} and "
+            f"{self.depths[-1]} layers it ends at {percent(largest, 0)} from the largest weights "
+            f"and at {percent(best, 0)} from the best. Its gradients are inversely proportional to "
+            "the weights (van Laarhoven 2017), so large ones learn slowly.",
         ]
 
     @property

@@ -16,7 +16,7 @@ from rustbn.demo.training import single_threaded_blas, train
 RATE = 0.1
 EVERY = 10
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-QUICK = {"seeds": 1, "steps": 100}
+QUICK = {"seeds": 1, "steps": 60}
 
 CLOSE = 0.01
 """A mean is 0 and a standard deviation 1 if they are no further off than this."""

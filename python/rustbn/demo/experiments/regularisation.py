@@ -30,7 +30,7 @@ EVERY = 50
 TUNING = 1000
 """Added to the number of a seed to make another one, for tuning."""
 WRONG = 0.2
-QUICK = {"groups": (64, 8, 4), "dropout": (0.3,), "seeds": 3, "tuning_seeds": 1, "steps": 800}
+QUICK = {"groups": (64, 8, 4), "dropout": (0.3,), "seeds": 3, "tuning_seeds": 1, "steps": 700}
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def regularisation(
 
     with single_threaded_blas():
         p = max(dropout, key=on_validation)
-        kinds = (nothing, p, *(ghost(group) for group in groups))
+        kinds: tuple[Between | float, ...] = (nothing, p, *(ghost(group) for group in groups))
         runs = [[run(kind, s) for s in range(seeds)] for kind in kinds]
     validation, test, memorised = (
         np.array([[one[i] for one in row] for row in runs]) for i in range(3)

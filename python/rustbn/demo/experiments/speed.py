@@ -55,6 +55,7 @@ CONTESTS = (
     Contest("10 dense layers", lambda b, rng: dense_network(10, b, rng), load_digits, 400, 1.1),
     Contest("2 convolutions", conv_network, load_mnist, 250, 20),
 )
+NAMES = tuple(contest.name for contest in CONTESTS)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Speed:
     @property
     def censored(self) -> Array:
         """The steps, with the limit where it came first."""
-        return np.minimum(self.steps, np.array(self.limits)[:, None, None])
+        steps: Array = np.minimum(self.steps, np.array(self.limits)[:, None, None])
+        return steps
 
     @property
     def step_ratio(self) -> list[Interval]:
@@ -162,7 +164,7 @@ class Speed:
 def speed(
     seed: int = 0,
     *,
-    names: tuple[str, ...] = tuple(contest.name for contest in CONTESTS),
+    names: tuple[str, ...] = NAMES,
     rates: tuple[float, ...] = RATES,
     seeds: int = 8,
     tuning_seeds: int = 2,
@@ -205,47 +207,52 @@ def speed(
     step_seconds = np.empty_like(steps)
     trainings = 2 * (len(rates) * tuning_seeds + seeds)
     work = Work(sum(trainings * c.steps * c.cost for c in contests), on_progress)
+
+    def run(
+        contest: Contest, arm: int, number: int, rate: float, held_out: Images
+    ) -> tuple[float, float]:
+        weights, order = generators(seed, number)
+        network = contest.make((nothing, batch_norm)[arm], weights)
+        curve = train(
+            network, contest.load().train, held_out,
+            rate=rate, steps=contest.steps, rng=order, every=5, until=TARGET,
+        )  # fmt: skip
+        work.done(contest.steps * contest.cost)
+        return curve.steps_to(TARGET), curve.step_seconds
+
+    def steps_on_validation(contest: Contest, arm: int, rate: float) -> float:
+        numbers = range(TUNING, TUNING + tuning_seeds)
+        validation = contest.load().validation
+        counts = [run(contest, arm, number, rate, validation)[0] for number in numbers]
+        return float(np.minimum(counts, contest.steps).mean())
+
     with single_threaded_blas():
         for n, contest in enumerate(contests):
-            digits = contest.load()
-
-            def measure(
-                arm: int, number: int, rate: float, held_out: Images, contest: Contest = contest
-            ) -> tuple[float, float]:
-                weights, order = generators(seed, number)
-                network = contest.make((nothing, batch_norm)[arm], weights)
-                curve = train(
-                    network, contest.load().train, held_out,
-                    rate=rate, steps=contest.steps, rng=order, every=5, until=TARGET,
-                )  # fmt: skip
-                work.done(contest.steps * contest.cost)
-                return curve.steps_to(TARGET), curve.step_seconds
-
             for arm in range(2):
-                tuned = [
-                    np.mean([
-                        min(measure(arm, TUNING + s, rate, digits.validation)[0], contest.steps)
-                        for s in range(tuning_seeds)
-                    ])
-                    for rate in rates
-                ]  # fmt: skip
+                tuned = [steps_on_validation(contest, arm, rate) for rate in rates]
                 chosen[n, arm] = rates[int(np.argmin(tuned))]
             for s in range(seeds):  # in pairs, so that what else the machine does meets both
                 for arm in range(2):
-                    steps[n, arm, s], step_seconds[n, arm, s] = measure(
-                        arm, s, chosen[n, arm], digits.test
+                    steps[n, arm, s], step_seconds[n, arm, s] = run(
+                        contest, arm, s, chosen[n, arm], contest.load().test
                     )
-        lag = np.stack([lag_of_statistics((seed, s), chosen[0, 1]) for s in range(seeds)], axis=-1)
-    limits = tuple(contest.steps for contest in contests)
-    names = tuple(contest.name for contest in contests)
-    return Speed(names, limits, chosen, steps, step_seconds, np.array(LAG_STEPS), lag)
+        lags = [follow_lag(contests[0], (seed, s), chosen[0, 1]) for s in range(seeds)]
+    return Speed(
+        tuple(contest.name for contest in contests),
+        tuple(contest.steps for contest in contests),
+        chosen,
+        steps,
+        step_seconds,
+        np.array(LAG_STEPS),
+        np.stack(lags, axis=-1),
+    )
 
 
-def lag_of_statistics(seed: tuple[int, int], rate: float) -> Array:
+def follow_lag(contest: Contest, seed: tuple[int, int], rate: float) -> Array:
     """Return the test accuracies, after `LAG_STEPS`, with running and with exact statistics."""
-    digits = load_digits()
+    digits = contest.load()
     weights, order = generators(*seed)
-    network = dense_network(3, batch_norm, weights)
+    network = contest.make(batch_norm, weights)
     accuracies = []
 
     def after_step(step: int) -> None:
@@ -253,8 +260,8 @@ def lag_of_statistics(seed: tuple[int, int], rate: float) -> Array:
             exact = copy.deepcopy(network)
             for layer in exact.layers:
                 if isinstance(layer, rustbn.BatchNorm):
-                    layer.momentum = 1.0  # running statistics are those of the latest batch
-            exact.train()(digits.train.x)
+                    layer.momentum = 1.0  # its running statistics are those of the latest batch,
+            exact.train()(digits.train.x)  # and that is all the training images
             accuracies.append((accuracy(network, digits.test), accuracy(exact, digits.test)))
 
     train(

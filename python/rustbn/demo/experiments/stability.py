@@ -13,7 +13,7 @@ from rustbn.demo.training import single_threaded_blas, train
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SCALES = (0.5, 1.0, 2.0)
-QUICK = {"depths": (4, 10), "seeds": 2, "steps": 200}
+QUICK = {"depths": (4, 10), "seeds": 2, "steps": 150}
 
 WORKS = 0.9
 """A learning rate works where the final accuracy reaches this with every seed."""
@@ -45,19 +45,22 @@ class Stability:
     @property
     def works(self) -> Array:
         """Whether a rate works, of shape (2, depths, rates)."""
-        return self.accuracy.min(axis=-1) >= WORKS
+        lowest: Array = self.accuracy.min(axis=-1)
+        return lowest >= WORKS
 
     @property
     def growth(self) -> Array:
         """Factor by which the gradient grows per layer on its way down, of shape (2, scales)."""
-        norms = np.exp(np.log(self.gradients).mean(axis=-1))
-        return (norms[..., 0] / norms[..., -1]) ** (1 / (norms.shape[-1] - 1))
+        norms: Array = np.exp(np.log(self.gradients).mean(axis=-1))
+        growth: Array = (norms[..., 0] / norms[..., -1]) ** (1 / (norms.shape[-1] - 1))
+        return growth
 
     @property
     def scale_ratio(self) -> Array:
         """Largest over smallest norm at the first layer among the scales, of shape (2,)."""
         first = self.gradients[:, :, 0]
-        return (first.max(axis=1) / first.min(axis=1)).max(axis=-1)
+        ratio: Array = (first.max(axis=1) / first.min(axis=1)).max(axis=-1)
+        return ratio
 
     @property
     def tests(self) -> list[Test]:
@@ -89,10 +92,10 @@ class Stability:
         without, with_ = self.growth[:, where]
         layers = self.gradients.shape[2]
         return [
-            "The number of learning rates (of "
-            f"{len(self.rates)}) that work: "
-            + "; ".join(
-                f"depth {depth}, {self.works[1, d].sum()} with and {self.works[0, d].sum()} without"
+            f"Of {len(self.rates)} learning rates, "
+            + ", ".join(
+                f"{self.works[1, d].sum()} work with and {self.works[0, d].sum()} without batch "
+                f"norm at depth {depth}"
                 for d, depth in enumerate(self.depths)
             )
             + ".",

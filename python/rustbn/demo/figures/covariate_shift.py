@@ -40,10 +40,10 @@ def shifts(result: CovariateShift) -> Figure:
     )
     left, right = figure.subplots(1, 2, sharey=True)
     colours = [COLOURS[arm] for arm in range(4)]
-    dot_rows(left, names, result.drift, colours)
+    dot_rows(left, names, list(result.drift), colours)
     logarithmic(left)
     left.set_title("Drift of layer inputs", loc="left", size=11.5, color=INK, pad=8)
-    dot_rows(right, names, result.change, colours)
+    dot_rows(right, names, list(result.change), colours)
     right.set_xlim(0, 1.1 * np.nanmax(result.change))
     right.set_title("Change of gradients", loc="left", size=11.5, color=INK, pad=8)
     right.text(0.02, NOISY, "not measured", size=9.5, color=style.MUTED, va="center")

@@ -22,10 +22,11 @@ PANELS = (
 def channel(result: Normalise) -> Figure:
     """Draw the distribution of a channel through training, in three stages."""
     figure = new_figure(
-        "However a channel moves in training, batch norm centres and scales it; then it learns its "
-        "own scale and shift",
-        "Values of the channel of a convolution that moves most, on 256 images: median, middle 50 % "
-        "and middle 90 %. Dashed: 0 and one standard deviation each side. MNIST digits, one training.",
+        "However a channel moves in training, batch norm centres and scales it; then it learns "
+        "its own scale and shift",
+        "Values of the channel of a convolution that moves most, on 256 images: median, middle "
+        "50 % and middle 90 %. Dashed: 0 and one standard deviation each side. MNIST digits, one "
+        "training.",
         4.0,
     )
     panels = figure.subplots(1, 3, sharey=True)

@@ -40,7 +40,7 @@ def steps(result: Speed) -> Figure:
     for axes, values, name in zip(
         panels, (result.censored, seconds), ("Steps", "Seconds"), strict=True
     ):
-        dot_rows(axes, labels, values.reshape(-1, values.shape[-1]), colours)
+        dot_rows(axes, labels, list(values.reshape(-1, values.shape[-1])), colours)
         logarithmic(axes)
         axes.set_title(f"{name} to 95 %", loc="left", size=11.5, color=INK, pad=8)
         axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
