@@ -128,7 +128,8 @@ class Dropout(Layer):
         return y
 
     def backward(self, dy: Array, /) -> Array:
-        return dy * self.factor
+        dx: Array = dy * self.factor
+        return dx
 
 
 class Flatten(Layer):
