@@ -122,8 +122,8 @@ class CovariateShift:
         drift, noisy = self.drift_ratio(WITH), self.drift_ratio(NOISY)
         cosine = self.cosine.mean(axis=-1)
         conclusion = (
-            ": low drift is not what makes batch norm work."
-            if noisy.mean >= 1 and self.more_than_half.low > 0
+            ": that part does not come from less drift."
+            if noisy.mean >= 1 and self.benefit(NOISY).low > 0
             else "."
         )
         return [

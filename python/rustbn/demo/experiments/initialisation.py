@@ -111,7 +111,7 @@ def initialisation(
     rates: tuple[float, ...] = RATES,
     depths: tuple[int, ...] = (2, 6, 12),
     scales: tuple[float, ...] = SCALES,
-    seeds: int = 3,
+    seeds: int = 2,
     steps: int = 150,
     on_progress: OnProgress = silent,
 ) -> Initialisation:

@@ -137,7 +137,7 @@ def regularisation(
     *,
     groups: tuple[int, ...] = GROUPS,
     dropout: tuple[float, ...] = DROPOUT,
-    seeds: int = 8,
+    seeds: int = 6,
     tuning_seeds: int = 2,
     steps: int = 1000,
     on_progress: OnProgress = silent,

@@ -34,11 +34,10 @@ def steps(result: Speed) -> Figure:
         1.9 + 0.75 * len(result.names),
     )
     panels = figure.subplots(1, 2, sharey=True)
-    seconds = result.censored * result.step_seconds
     labels = [f"{name}, {which}" for name in result.names for which in ("without", "with")]
     colours = [WITHOUT, WITH] * len(result.names)
     for axes, values, name in zip(
-        panels, (result.censored, seconds), ("Steps", "Seconds"), strict=True
+        panels, (result.censored, result.seconds), ("Steps", "Seconds"), strict=True
     ):
         dot_rows(axes, labels, list(values.reshape(-1, values.shape[-1])), colours)
         logarithmic(axes)
