@@ -147,12 +147,13 @@ def test_ghosts_are_batch_norms_of_their_groups(rng: np.random.Generator) -> Non
     means, variances = [], []
     for first in range(3):  # a group is every third row
         bn = rustbn.BatchNorm1d(features)
-        bn.weight, bn.bias = ghost.weight.copy(), ghost.bias.copy()
+        state = bn.state_dict() | {"weight": ghost.weight, "bias": ghost.bias}
+        bn.load_state_dict(state)
         np.testing.assert_allclose(bn(x[first::3]), y[first::3], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(bn.backward(dy[first::3]), dx[first::3], rtol=1e-4, atol=1e-5)
-        sums += [bn.weight_grad, bn.bias_grad]
-        means.append(bn.running_mean)
-        variances.append(bn.running_var)
+        sums += np.array([grad for _, grad in bn.named_grads()])
+        means.append(bn.state_dict()["running_mean"])
+        variances.append(bn.state_dict()["running_var"])
     np.testing.assert_allclose([ghost.weight_grad, ghost.bias_grad], sums, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ghost.running_mean, np.mean(means, axis=0), rtol=1e-5)
     np.testing.assert_allclose(ghost.running_var, np.mean(variances, axis=0), rtol=1e-5)

@@ -185,10 +185,10 @@ def speed(
         learning rate at which it was fastest to 95 % of the *validation* images, with other seeds.
         Then, every 5 steps, test accuracy is measured, until it reaches 95 %; a network that never
         does counts with its limit of steps. Seconds are steps times the median time of a step over
-        all seeds, measurements of accuracy not counted. With and without batch norm, a seed means the same
-        initial weights and the same batches. The interval is Student's, 95 %, of the logarithm of
-        the ratios of the pairs. Beside it, how running statistics lag: test accuracy with them and
-        with the exact statistics of all training images, in the first steps.
+        all seeds, measurements of accuracy not counted. With and without batch norm, a seed means
+        the same initial weights and the same batches. The interval is Student's, 95 %, of the
+        logarithm of the ratios of the pairs. Beside it, how running statistics lag: test accuracy
+        with them and with the exact statistics of all training images, in the first steps.
     Rule
         Two tests for each network: the ratio of steps, and the ratio of seconds, without over with
         batch norm, have intervals above 1. Supported if all hold, refuted if none does, else mixed.

@@ -87,7 +87,7 @@ class Stability:
             )
             + ".",
             f"Weights between {min(self.scales):g} and {max(self.scales):g} times as large change "
-            f"the first layer's gradient at the start {scale_ratio[1]:.2f}-fold with batch norm and "
+            f"the first layer's gradient at the start {scale_ratio[1]:.2f}-fold with batch norm, "
             f"{scale_ratio[0]:.0e}-fold without.",
             "But batch norm does not keep gradients from exploding: at the start they grow "
             f"{with_:.2f}-fold per layer on their way down, {with_ ** (layers - 1):.0f}-fold over "

@@ -18,9 +18,9 @@ def heat_map(result: Initialisation) -> Figure:
     total = result.works[0, 0].size
     low, high = result.works.sum(axis=(-1, -2))[:, [0, -1]].T
     figure = new_figure(
-        f"From {total} starts, batch norm trains {low[2]} at rate {result.rates[0]:g} and "
-        f"{high[2]} at {result.rates[-1]:g}; setting the scale once trains {low[1]} and {high[1]}, "
-        f"nothing {low[0]} and {high[0]}",
+        f"Of {total} starts, batch norm trains {low[2]} at rate {result.rates[0]:g} and {high[2]} "
+        f"at {result.rates[-1]:g}, without it {low[0]} and {high[0]} train, with weights set once "
+        f"{low[1]} and {high[1]}",
         f"Mean final test accuracy in percent, {result.accuracy.shape[-1]} seeds; bold: at least "
         f"{100 * WORKS:.0f} %, which counts as trained. Starts: depths x factors of He's weights.",
         2.2 + 0.42 * len(result.depths) * 3,

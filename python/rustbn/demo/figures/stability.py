@@ -76,18 +76,21 @@ def gradients(result: Stability) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     norms = np.exp(np.log(result.gradients).mean(axis=-1))
     depth = np.arange(1, layers + 1)
-    styles = (":", "-", "--")
+    scales = ", ".join(f"{scale:g}" for scale in result.scales)
     names = (("Without batch norm", WITHOUT), ("With batch norm", WITH))
     for arm, (axes, (title, colour)) in enumerate(zip(panels, names, strict=True)):
-        for scale, norm, style in zip(result.scales, norms[arm], styles, strict=True):
-            axes.plot(
-                depth, norm, style, color=colour, linewidth=2.2,
-                label=f"weights x {scale:g}",
-            )  # fmt: skip
+        alike = result.scale_ratio[arm] < 1.1  # on a scale of decades: one line
+        for scale, norm in zip(result.scales, norms[arm], strict=True):
+            axes.plot(depth, norm, color=colour, linewidth=2.2)
+            if scale == 1 or not alike:
+                label = f"weights x {scales}, alike" if alike else f"weights x {scale:g}"
+                axes.annotate(
+                    label, (depth[layers // 4], norm[layers // 4]), xytext=(4, 7),
+                    textcoords="offset points", color=colour, size=10,
+                )  # fmt: skip
         axes.set(yscale="log", xlabel="Layer, from the images up", xlim=(1, layers))
         axes.set_xticks([1, *range(5, layers + 1, 5)])
         tidy(axes, title)
-        axes.legend(frameon=False, fontsize=9.5, labelcolor=INK)
     theory = norms[1, where, -1] * np.sqrt(np.pi / (np.pi - 1)) ** (layers - depth)
     panels[1].plot(depth, theory, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     panels[0].set_ylabel("Norm of the gradient")
