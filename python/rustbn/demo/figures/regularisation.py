@@ -78,7 +78,7 @@ def curves(result: Regularisation) -> Figure:
     for values, colour in zip(mean, colours, strict=True):
         axes.plot(result.steps, values, color=colour, linewidth=2.2)
     labels = [f"{name} ({100 * m:.0f} %)" for name, m in zip(names, memorised, strict=True)]
-    low = mean[:, 2:].min() - 0.01
+    low = mean[:, mean.shape[1] // 2 :].min() - 0.01  # of the first steps, no matter
     label_ends(axes, result.steps[-1], list(mean[:, -1]), labels, colours, (0.97 - low) / 17)
     axes.set(xlim=(0, result.steps[-1]), ylim=(low, 0.97), xlabel="Step", ylabel="Test accuracy")
     percent_axis(axes)
