@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RunPython
-from rustbn.demo import EXPERIMENTS, cli, covariate_shift, stability
-from rustbn.demo.catalogue import Experiment
+from rustbn.demo import cli, covariate_shift, stability
+from rustbn.demo.catalogue import EXPERIMENTS, Experiment
 from rustbn.demo.report import html_table
 from rustbn.demo.requirements import PACKAGES
 from rustbn.demo.results import OnProgress, Table, Test

@@ -23,7 +23,7 @@ from rustbn.demo.layers import Array, Dense, Layer
 from rustbn.demo.network import activations, batch_norm, conv_network, dense_network, nothing
 from rustbn.demo.requirements import PACKAGES
 from rustbn.demo.results import Interval, Result, Test, interval, ratio_interval
-from rustbn.demo.training import accuracy, single_threaded_blas, train
+from rustbn.demo.training import accuracy, single_threaded, train
 
 TINY: dict[str, dict[str, Any]] = {
     "normalise": {"seeds": 1, "steps": 20},
@@ -205,7 +205,7 @@ def test_normalise_can_fail(results: dict[str, Any]) -> None:
 def test_batch_norm_trains_where_the_plain_network_fails() -> None:
     digits = load_digits()
     final = {}
-    with single_threaded_blas():
+    with single_threaded():
         for between in (nothing, batch_norm):
             weights, order = np.random.default_rng(0).spawn(2)
             network = dense_network(4, between, weights)
@@ -286,7 +286,7 @@ def test_speed_needs_fewer_steps_and_fewer_seconds(results: dict[str, Any]) -> N
 def test_exact_statistics_are_those_of_all_training_images() -> None:
     contest = speed_module.CONTESTS[0]
     digits = contest.load()
-    with single_threaded_blas():
+    with single_threaded():
         _, exact = speed_module.follow_lag(contest, (1, 0), 0.1)
         weights, order = np.random.default_rng((1, 0)).spawn(2)
         network = contest.make(batch_norm, weights)

@@ -23,7 +23,7 @@ from rustbn.demo.network import (
     nothing,
 )
 from rustbn.demo.optim import SGD
-from rustbn.demo.training import Curve, accuracy, batches, single_threaded_blas, train
+from rustbn.demo.training import Curve, accuracy, batches, single_threaded, train
 
 F64 = np.float64
 
@@ -37,7 +37,7 @@ def digits() -> Digits:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     pytest.importorskip("threadpoolctl")
-    with single_threaded_blas():
+    with single_threaded():
         yield
 
 

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+import rustbn
 from rustbn.demo.data import Images
 from rustbn.demo.layers import Array
 from rustbn.demo.loss import softmax_cross_entropy
@@ -23,7 +23,7 @@ class Curve:
     ----------
     steps, accuracy : array, shape (measurements,)
     step_seconds : float
-        What a step takes, the median of all, measurements not counted.
+        Processor time of a step, the mean of all; what measuring accuracy takes is not counted.
     """
 
     steps: Array
@@ -77,17 +77,17 @@ def train(
     """
     optimiser = SGD(network, rate)
     measured: list[tuple[int, float]] = []
-    seconds = []
+    seconds = 0.0
     # A network that diverges is a result here, not an error.
     with np.errstate(all="ignore"):
         for step, part in zip(range(1, steps + 1), batches(images, batch, rng), strict=False):
             network.train()
-            start = time.perf_counter()
+            start = time.process_time()
             network.zero_grad()
             _, dlogits = softmax_cross_entropy(network(part.x), part.labels)
             network.backward(dlogits)
             optimiser.step()
-            seconds.append(time.perf_counter() - start)
+            seconds += time.process_time() - start
             after_step(step)
             if step == steps or (every and step % every == 0):
                 measured.append((step, accuracy(network, held_out)))
@@ -95,7 +95,7 @@ def train(
                     break
     network.train()
     number, correct = (np.array(column) for column in zip(*measured, strict=True))
-    return Curve(number, correct, float(np.median(seconds)))
+    return Curve(number, correct, seconds / step)
 
 
 def batches(images: Images, size: int, rng: np.random.Generator) -> Iterator[Images]:
@@ -112,14 +112,15 @@ def accuracy(network: Sequential, images: Images) -> float:
     return float(np.mean(logits.argmax(axis=1) == images.labels))
 
 
-def single_threaded_blas() -> AbstractContextManager[Any]:
-    """Keep NumPy's matrix products on one thread.
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Keep matrix products and batch norm on one thread each.
 
-    They are small: a second thread slows them down, several times when its core is busy. And the
-    order of a sum, so its rounding, depends on the number of threads; this way a training gives the
-    same network whatever the number of cores. Batch norm needs no such care.
+    The arrays are small: a second thread gains little, and costs much when its core is busy. And
+    the order of a product's sums, so its rounding, depends on the number of threads; this way a
+    training gives the same network on every number of cores. Batch norm needs no such care.
     """
     from threadpoolctl import threadpool_limits
 
-    limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
-    return limits
+    with threadpool_limits(limits=1, user_api="blas"), rustbn.threads(1):
+        yield

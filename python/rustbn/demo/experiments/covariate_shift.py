@@ -30,7 +30,7 @@ from rustbn.demo.results import (
     silent,
     spread,
 )
-from rustbn.demo.training import accuracy, batches, single_threaded_blas, train
+from rustbn.demo.training import accuracy, batches, single_threaded, train
 
 ARMS = ("without", "batch norm, same rate", "batch norm", "batch norm and noise")
 WITHOUT, SAME_RATE, WITH, NOISY = range(4)
@@ -235,7 +235,7 @@ def covariate_shift(
     def best_rate(arm: int) -> float:
         return max(rates, key=lambda rate: on_validation(arm, rate))
 
-    with single_threaded_blas():
+    with single_threaded():
         best = np.array([best_rate(arm) for arm in (WITHOUT, WITH, NOISY)])[[0, 0, 1, 2]]
         for arm, s in np.ndindex(shape):
             network, order = start(arm, s)

@@ -9,7 +9,7 @@ from rustbn.demo.data import Images, load_digits
 from rustbn.demo.layers import Array, Dense
 from rustbn.demo.network import Sequential, batch_norm, dense_network, nothing
 from rustbn.demo.results import OnProgress, Table, Test, Work, generators, percent, silent
-from rustbn.demo.training import single_threaded_blas, train
+from rustbn.demo.training import single_threaded, train
 
 ARMS = ("without", "set once", "with batch norm")
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -145,7 +145,7 @@ def initialisation(
     digits = load_digits()
     accuracy = np.empty((3, len(rates), len(depths), len(scales), seeds))
     work = Work(3 * len(rates) * sum(depths) * len(scales) * seeds, on_progress)
-    with single_threaded_blas():
+    with single_threaded():
         for arm, r, d, k, s in np.ndindex(accuracy.shape):
             weights, order = generators(seed, s)
             between = batch_norm if ARMS[arm] == "with batch norm" else nothing

@@ -11,7 +11,7 @@ from rustbn.demo.data import load_mnist
 from rustbn.demo.layers import Array
 from rustbn.demo.network import Sequential, activations, batch_norm, conv_network
 from rustbn.demo.results import OnProgress, Table, Test, Work, generators, percent, silent, spread
-from rustbn.demo.training import single_threaded_blas, train
+from rustbn.demo.training import single_threaded, train
 
 RATE = 0.1
 EVERY = 10
@@ -156,7 +156,7 @@ def normalise(
     probe = digits.train.x[:256]
     seen: list[list[Snapshot]] = []
     ends: list[tuple[float, float]] = []
-    with single_threaded_blas():
+    with single_threaded():
         for s in range(seeds):
             weights, order = generators(seed, s)
             network = conv_network(batch_norm, weights)

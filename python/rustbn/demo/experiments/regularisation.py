@@ -19,7 +19,7 @@ from rustbn.demo.results import (
     silent,
     spread,
 )
-from rustbn.demo.training import accuracy, single_threaded_blas, train
+from rustbn.demo.training import accuracy, single_threaded, train
 
 BATCH = 64
 GROUPS = (64, 16, 8, 4)
@@ -201,7 +201,7 @@ def regularisation(
         numbers = range(TUNING, TUNING + tuning_seeds)
         return float(np.mean([run(p, number)[0][-1] for number in numbers]))
 
-    with single_threaded_blas():
+    with single_threaded():
         p = max(dropout, key=on_validation)
         kinds: tuple[Between | float, ...] = (nothing, p, *(ghost(group) for group in groups))
         runs = [[run(kind, s) for s in range(seeds)] for kind in kinds]

@@ -28,7 +28,7 @@ from rustbn.demo.results import (
     silent,
     spread,
 )
-from rustbn.demo.training import accuracy, single_threaded_blas, train
+from rustbn.demo.training import accuracy, single_threaded, train
 
 TARGET = 0.95
 RATES = (0.01, 0.03, 0.1)
@@ -73,7 +73,7 @@ class Speed:
     steps : array, shape (networks, 2, seeds)
         Steps to 95 % test accuracy; infinity where the limit came first.
     step_seconds : array, shape (networks, 2, seeds)
-        Seconds a step: the only numbers that another run does not repeat.
+        Processor seconds a step: the only numbers that another run does not repeat.
     lag_steps : array, shape (measurements,)
         Steps after which the running statistics were judged, in the first network.
     lag_accuracy : array, shape (2, measurements, seeds)
@@ -184,11 +184,12 @@ def speed(
         by SGD with momentum 0.9 in batches of 64. Each, with and without batch norm, has the
         learning rate at which it was fastest to 95 % of the *validation* images, with other seeds.
         Then, every 5 steps, test accuracy is measured, until it reaches 95 %; a network that never
-        does counts with its limit of steps. Seconds are steps times the median time of a step over
-        all seeds, measurements of accuracy not counted. With and without batch norm, a seed means
-        the same initial weights and the same batches. The interval is Student's, 95 %, of the
-        logarithm of the ratios of the pairs. Beside it, how running statistics lag: test accuracy
-        with them and with the exact statistics of all training images, in the first steps.
+        does counts with its limit of steps. Seconds are steps times the processor time of a step on
+        one thread, the median of the seeds, measurements of accuracy not counted. With and without
+        batch norm, a seed means the same initial weights and the same batches. The interval is
+        Student's, 95 %, of the logarithm of the ratios of the pairs. Beside it, how running
+        statistics lag: test accuracy with them and with the exact statistics of all training
+        images, in the first steps.
     Rule
         Two tests for each network: the ratio of steps, and the ratio of seconds, without over with
         batch norm, have intervals above 1. Supported if all hold, refuted if none does, else mixed.
@@ -231,7 +232,7 @@ def speed(
         counts = [run(contest, arm, number, rate, validation)[0] for number in numbers]
         return float(np.minimum(counts, contest.steps).mean())
 
-    with single_threaded_blas():
+    with single_threaded():
         for n, contest in enumerate(contests):
             for arm in range(2):
                 tuned = [steps_on_validation(contest, arm, rate) for rate in rates]

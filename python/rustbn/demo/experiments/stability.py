@@ -1,5 +1,6 @@
 """Batch norm makes training more stable: at which learning rates networks train."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from rustbn.demo.layers import Array, ReLU
 from rustbn.demo.loss import softmax_cross_entropy
 from rustbn.demo.network import Sequential, batch_norm, dense_network, nothing
 from rustbn.demo.results import OnProgress, Table, Test, Work, generators, percent, silent
-from rustbn.demo.training import single_threaded_blas, train
+from rustbn.demo.training import single_threaded, train
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SCALES = (0.5, 1.0, 2.0)
@@ -78,14 +79,14 @@ class Stability:
         where = self.scales.index(1.0)
         without, with_ = self.growth[:, where]
         layers, scale_ratio = self.gradients.shape[2], self.scale_ratio
+        counts, depths = self.works.sum(axis=-1), _listed(self.depths)
+        low = 100 * np.diff(self.accuracy[:, :, 0].mean(axis=(1, 2)))[0]
         return [
-            f"Of {len(self.rates)} learning rates, "
-            + ", ".join(
-                f"{self.works[1, d].sum()} work with and {self.works[0, d].sum()} without batch "
-                f"norm at depth {depth}"
-                for d, depth in enumerate(self.depths)
-            )
-            + ".",
+            f"At depths {depths}, {_listed(counts[1])} of {len(self.rates)} learning rates work "
+            f"with batch norm, {_listed(counts[0])} without it; the highest that works is "
+            f"{_listed(self._highest(1))} with, {_listed(self._highest(0))} without.",
+            f"At the lowest rate, {self.rates[0]:g}, networks with batch norm end {abs(low):.0f} "
+            f"points {'below' if low < 0 else 'above'} those without, on average.",
             f"Weights between {min(self.scales):g} and {max(self.scales):g} times as large change "
             f"the first layer's gradient at the start {scale_ratio[1]:.2f}-fold with batch norm, "
             f"{scale_ratio[0]:.0e}-fold without.",
@@ -106,6 +107,14 @@ class Stability:
         title = "Final test accuracy by learning rate: mean (lowest) of the seeds"
         return [Table(title, ("Network", *(f"{rate:g}" for rate in self.rates)), rows)]
 
+    def _highest(self, arm: int) -> list[str]:
+        return [
+            f"{max(rate for rate, good in zip(self.rates, works, strict=True) if good):g}"
+            if works.any()
+            else "none"
+            for works in self.works[arm]
+        ]
+
     def _range(self, arm: int, depth: int) -> str:
         rates = np.array(self.rates)[self.works[arm, depth]]
         return f"{rates.min():g} - {rates.max():g} ({len(rates)})" if len(rates) else "none"
@@ -123,7 +132,8 @@ def stability(
     """Train at learning rates over three decades, and look at the gradients at the start.
 
     Claim
-        Batch norm makes training more stable: networks train at many more learning rates.
+        Batch norm makes training more stable: networks train at more learning rates, and
+        at higher ones.
     Method
         Dense networks of several depths learn the 8 x 8 digits by SGD with momentum 0.9 in batches
         of 64, for the same number of steps at each rate. A rate works where the final test accuracy
@@ -151,7 +161,7 @@ def stability(
     work = Work(2 * seeds * len(rates) * sum(depths), on_progress)
     accuracy = np.empty((2, len(depths), len(rates), seeds))
     gradients = np.empty((2, len(SCALES), max(depths), seeds))
-    with single_threaded_blas():
+    with single_threaded():
         for d, r, s, arm in np.ndindex(len(depths), len(rates), seeds, 2):
             weights, order = generators(seed, s)
             network = dense_network(depths[d], (nothing, batch_norm)[arm], weights)
@@ -164,6 +174,11 @@ def stability(
             network = dense_network(max(depths), between, weights, scale=SCALES[k])
             gradients[arm, k, :, s] = gradient_norms(network, digits.train[:256])
     return Stability(depths, rates, SCALES, accuracy, gradients)
+
+
+def _listed(values: Iterable[object]) -> str:
+    *first, last = (str(value) for value in values)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def gradient_norms(network: Sequential, images: Images) -> list[float]:
