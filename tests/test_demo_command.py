@@ -71,7 +71,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put experiments in the catalogue that take no time."""
     for package in PACKAGES:
         pytest.importorskip(package)
-    made = Experiment(made_up, {"size": 1}, {"made-up": plain_figure}, 1, 1)
+    made = Experiment(
+        made_up, {"size": 1}, {"made-up": plain_figure, "made-up-2": plain_figure}, 1, 1
+    )
     broken = Experiment(interrupted, {}, {"interrupted": plain_figure}, 1, 1)
     monkeypatch.setattr(cli, "EXPERIMENTS", {"made_up": made, "interrupted": broken})
 
@@ -94,7 +96,9 @@ class Page(HTMLParser):
         for name, value in attributes:
             if name in ("src", "href", "xlink:href"):
                 self.links.append(value or "")
+            self.links += re.findall(r"url\((.*?)\)", value or "")
             if name == "id":
+                assert value not in self.ids
                 self.ids.add(value or "")
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -121,7 +125,7 @@ def test_command_prints_tables_and_writes_figures_and_report(
     assert f"Report: {out / 'report.html'}" in printed.out
     assert printed.err == ""
     assert sorted(path.name for path in out.iterdir()) == [
-        "made-up.png", "made-up.svg", "report.html",
+        "made-up-2.png", "made-up-2.svg", "made-up.png", "made-up.svg", "report.html",
     ]  # fmt: skip
     assert (out / "made-up.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "made-up.svg").read_text().startswith("<?xml")
@@ -133,7 +137,7 @@ def test_report_is_one_whole_page(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
-    assert page.tags.count("svg") == 1
+    assert page.tags.count("svg") == 2
     # It needs no other file: links lead into the page itself.
     assert all(link.startswith("#") for link in page.links)
     assert {link[1:] for link in page.links} <= page.ids

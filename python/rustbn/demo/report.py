@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,9 +43,10 @@ def write_report(finished: Sequence[Finished], out: Path, *, seed: int, quick: b
 
 
 def save(figure: Figure, path: Path) -> str:
-    """Save the figure as PNG and SVG beside each other, and return the SVG to put into a page.
+    """Save the figure as PNG and SVG, and return the SVG to put into a page.
 
-    The same figure gives the same files. In a page the SVG's ids are its own, not another's.
+    The same figure gives the same files. In the page its ids must not be another figure's, and it
+    says its message, which is drawn as shapes, to those who cannot see it.
     """
     require("matplotlib")
     import matplotlib
@@ -55,7 +57,9 @@ def save(figure: Figure, path: Path) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     path.with_suffix(".svg").write_text(svg, encoding="utf-8")
-    return svg[svg.index("<svg") :]
+    inline = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{path.name}-", svg[svg.index("<svg") :])
+    message = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    return inline.replace("<svg", f'<svg role="img" aria-label="{escape(message)}"', 1)
 
 
 def page(finished: Sequence[Finished], sections: list[str], *, seed: int, quick: bool) -> str:
@@ -112,7 +116,7 @@ def section(one: Finished, svgs: Iterable[str]) -> str:
         ("Test", "Measured", "Holds"),
         [(test.says, test.numbers, "yes" if test.holds else "no") for test in result.tests],
     )
-    figures = "".join(f'<figure class="scroll">{svg}</figure>' for svg in svgs)
+    figures = "".join(f"<figure>{svg}</figure>" for svg in svgs)
     findings = "".join(f"<li>{escape(finding)}</li>" for finding in result.findings)
     tables = "".join(html_table(table) for table in result.tables)
     return f"""
@@ -162,7 +166,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { font-size: 1.3rem; margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem; }
 .scroll { overflow-x: auto; }
 figure { margin: 1.5rem 0; }
-figure svg { width: 100%; min-width: 30rem; height: auto; display: block; }
+figure svg { width: 100%; max-width: 44rem; height: auto; display: block; }
 table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; }
 caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .8rem .35rem 0;
@@ -176,5 +180,12 @@ details { margin: .6rem 0; }
 summary { cursor: pointer; color: #0059a0; padding: .3rem 0; }
 pre { background: #f6f6f6; padding: .8rem; font-size: .8rem; line-height: 1.4; }
 .note { color: #555; font-size: .9rem; }
-@media (max-width: 40rem) { body { padding: .7rem; } h1 { font-size: 1.4rem; } }
+@media (max-width: 40rem) {
+  body { padding: .7rem; }
+  h1 { font-size: 1.4rem; }
+  .overview thead { display: none; }
+  .overview td { display: block; border: 0; padding: 0; }
+  .overview td:nth-child(-n+2) { display: inline-block; padding-right: .5rem; }
+  .overview tr { display: block; border-bottom: 1px solid #e4e4e4; padding: .6rem 0; }
+}
 """

@@ -116,6 +116,11 @@ def silent(part: float) -> None:
     """Report nothing."""
 
 
+def seeds(count: int) -> str:
+    """Say how many seeds."""
+    return f"{count} seed" + ("s" if count != 1 else "")
+
+
 def percent(part: float, digits: int = 1) -> str:
     """Format a part of 1, such as an accuracy."""
     return f"{100 * part:.{digits}f}\N{NO-BREAK SPACE}%"

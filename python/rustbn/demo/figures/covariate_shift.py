@@ -19,6 +19,7 @@ from rustbn.demo.figures.style import (
     percent_axis,
     tidy,
 )
+from rustbn.demo.results import seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def shifts(result: CovariateShift) -> Figure:
     figure = new_figure(
         f"With batch norm the drift of layer inputs is divided by {1 / drift:.0f}, the change of "
         f"gradients by {1 / change:.1f}",
-        f"Dots: {result.drift.shape[-1]} seeds; bars: means. Left: how far a feature's mean moves "
+        f"Dots: {seeds(result.drift.shape[-1])}; bars: means. Left: how far a feature's mean moves "
         "in 5 steps, in standard deviations, before it is normalised. Right: change of a layer's "
         "gradient when the layers below take their step, over its norm.",
         3.5,
@@ -59,7 +60,7 @@ def benefit(result: CovariateShift) -> Figure:
     figure = new_figure(
         f"With noise that makes inputs drift {noisy:.1f} times as much as without batch norm, "
         f"{100 * result.kept:.0f} % of its benefit stays",
-        f"Mean test accuracy of {result.drift.shape[-1]} seeds, each network at its best learning "
+        f"Mean test accuracy of {seeds(result.drift.shape[-1])}, each network at its best learning "
         "rate. Noise: a random scale and shift of each feature after batch norm, new at each step. "
         "Benefit: mean accuracy during training, less that without batch norm.",
         4.0,

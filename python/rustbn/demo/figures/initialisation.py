@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rustbn.demo.experiments.initialisation import WORKS, Initialisation
 from rustbn.demo.figures.style import INK, new_figure, tidy
+from rustbn.demo.results import seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,7 @@ def heat_map(result: Initialisation) -> Figure:
         f"Of {total} starts, batch norm trains {low[2]} at rate {result.rates[0]:g} and {high[2]} "
         f"at {result.rates[-1]:g}, without it {low[0]} and {high[0]} train, with weights set once "
         f"{low[1]} and {high[1]}",
-        f"Mean final test accuracy in percent, {result.accuracy.shape[-1]} seeds; bold: at least "
+        f"Mean final test accuracy in percent, {seeds(result.accuracy.shape[-1])}; bold: at least "
         f"{100 * WORKS:.0f} %, which counts as trained. Starts: depths x factors of He's weights.",
         2.2 + 0.42 * len(result.depths) * 3,
     )

@@ -18,7 +18,7 @@ from rustbn.demo.figures.style import (
     percent_axis,
     tidy,
 )
-from rustbn.demo.results import interval
+from rustbn.demo.results import interval, seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +36,9 @@ def gains(result: Regularisation) -> Figure:
         f"With 20 % wrong labels, statistics of {smallest} images gain {100 * gain.mean:+.1f} "
         f"points, those of the whole batch {100 * groups[0].mean:+.1f}"
         + (": the noise regularises" if noise else ""),
-        f"Final test accuracy less that without batch norm: mean of {result.final.shape[-1]} pairs "
-        "and its 95 % interval. 1024 digits of 8 x 8, batches of 64 throughout.",
+        "Final test accuracy less that without batch norm: mean of "
+        f"{seeds(result.final.shape[-1])} and its 95 % interval. 1024 digits of 8 x 8, "
+        "batches of 64 throughout.",
         3.6,
     )
     rows = [
@@ -66,9 +67,9 @@ def curves(result: Regularisation) -> Figure:
     memorised = result.memorised.mean(axis=-1)
     figure = new_figure(
         f"Without batch norm {100 * memorised[0]:.0f} % of the wrong labels are learnt by heart, "
-        f"with groups of {result.groups[-1]} {100 * memorised[-1]:.0f} %",
-        f"Mean test accuracy of {result.final.shape[-1]} seeds; batch norm over groups of 64 to 4. "
-        "In brackets: the wrong training labels that the network gives in the end.",
+        f"with groups of {result.groups[-1]}: {100 * memorised[-1]:.0f} %",
+        f"Mean test accuracy of {seeds(result.final.shape[-1])}; batch norm over groups of 64 to 4 "
+        "images. In brackets: the wrong training labels that the network gives in the end.",
         4.2,
     )
     axes = figure.subplots()

@@ -16,6 +16,7 @@ from rustbn.demo.figures.style import (
     percent_axis,
     tidy,
 )
+from rustbn.demo.results import seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def steps(result: Speed) -> Figure:
     figure = new_figure(
         f"To 95 %, batch norm takes {min(ratios):.1f} to {max(ratios):.1f} times fewer steps, and "
         f"{min(seconds_ratios):.1f} to {max(seconds_ratios):.1f} times less time",
-        f"Dots: {result.steps.shape[-1]} seeds; bars: means. Each network at its best learning "
+        f"Dots: {seeds(result.steps.shape[-1])}; bars: means. Each network at its best learning "
         "rate on validation images; accuracy on test images. A network that never gets there "
         "counts with its limit of steps.",
         1.9 + 0.75 * len(result.names),
@@ -55,7 +56,7 @@ def lag(result: Speed) -> Figure:
     figure = new_figure(
         "In the first steps running statistics lag: the network is better than it shows",
         f"Test accuracy of the {result.names[0]} with batch norm in training; mean of "
-        f"{result.lag_accuracy.shape[-1]} seeds, bands from the lowest to the highest. Exact: the "
+        f"{seeds(result.lag_accuracy.shape[-1])}, bands from the lowest to the highest. Exact: the "
         "statistics of all training images under the weights of that step.",
         3.8,
     )

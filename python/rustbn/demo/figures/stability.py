@@ -16,6 +16,7 @@ from rustbn.demo.figures.style import (
     new_figure,
     tidy,
 )
+from rustbn.demo.results import seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,8 +28,9 @@ def rates(result: Stability) -> Figure:
     figure = new_figure(
         f"With batch norm {_range(counts[1])} of {len(result.rates)} learning rates work, "
         f"without it {_range(counts[0])}",
-        f"Filled: at least 90 % test accuracy in the end with each of {result.accuracy.shape[-1]} "
-        "seeds. Number: the lowest of them, in percent. Dense networks, 8 x 8 digits.",
+        "Filled: at least 90 % test accuracy in the end with each of "
+        f"{seeds(result.accuracy.shape[-1])}. Number: the lowest of them, in percent. Dense "
+        "networks, 8 x 8 digits.",
         1.9 + 0.85 * len(result.depths),
     )
     axes = figure.subplots()
@@ -69,7 +71,7 @@ def gradients(result: Stability) -> Figure:
         "At the start batch norm's gradients do not depend on the weights' scale, but grow "
         f"{result.growth[1, where]:.2f}-fold per layer on the way down",
         f"Norm of the loss's gradient in each layer's ReLU input before training, {layers} hidden "
-        f"layers, mean of {result.gradients.shape[-1]} seeds. Scale 1: He's weights. "
+        f"layers, mean of {seeds(result.gradients.shape[-1])}. Scale 1: He's weights. "
         "Dashed: growth of 1.21 per layer, from theory (Yang et al. 2019).",
         4.2,
     )
@@ -85,14 +87,15 @@ def gradients(result: Stability) -> Figure:
             if scale == 1 or not alike:
                 label = f"weights x {scales}, alike" if alike else f"weights x {scale:g}"
                 axes.annotate(
-                    label, (depth[layers // 4], norm[layers // 4]), xytext=(4, 7),
+                    label, (depth[layers // 4], norm[layers // 4]),
+                    xytext=(4, 7 if norm[0] >= norm[-1] else -15),
                     textcoords="offset points", color=colour, size=10,
                 )  # fmt: skip
         axes.set(yscale="log", xlabel="Layer, from the images up", xlim=(1, layers))
         axes.set_xticks([1, *range(5, layers + 1, 5)])
         tidy(axes, title)
     theory = norms[1, where, -1] * np.sqrt(np.pi / (np.pi - 1)) ** (layers - depth)
-    panels[1].plot(depth, theory, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    panels[1].plot(depth, theory, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     panels[0].set_ylabel("Norm of the gradient")
     return figure
 

@@ -26,8 +26,8 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
 )
 WITH, WITHOUT = BLUE, VERMILION
 INK, MUTED, FAINT = "#222222", "#555555", "#9a9a9a"
-WIDTH = 7.0
-"""Inches: on a telephone the text is small, but can be read."""
+WIDTH = 6.0
+"""Inches, so few that the text can be read on a telephone."""
 
 
 def new_figure(title: str, note: str, height: float) -> Figure:
@@ -36,14 +36,14 @@ def new_figure(title: str, note: str, height: float) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    message = textwrap.fill(title, 58)
-    text = textwrap.fill(note, 108)
-    head = (0.27 * (message.count("\n") + 1) + 0.12) / height
+    message = textwrap.fill(title, 53)
+    text = textwrap.fill(note, 92)
+    head = (0.25 * (message.count("\n") + 1) + 0.12) / height
     foot = (0.17 * (text.count("\n") + 1) + 0.1) / height
     layout = ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot - head), h_pad=0.06, w_pad=0.06)
     figure = Figure(figsize=(WIDTH, height), dpi=150, layout=layout, facecolor="white")
     top = 1 - 0.06 / height
-    figure.text(0.012, top, message, size=14, weight="bold", color=INK, va="top", linespacing=1.2)
+    figure.text(0.012, top, message, size=13, weight="bold", color=INK, va="top", linespacing=1.2)
     figure.text(0.012, 0.05 / height, text, size=8.5, color=MUTED, va="bottom", linespacing=1.25)
     return figure
 
