@@ -122,6 +122,7 @@ def test_command_prints_tables_and_writes_figures_and_report(
     assert re.search(r"made up 0 < 9 .*1 & 2 .*yes", printed.out)
     assert re.search(r"made up 1 < 9 .*1 & 2 .*no", printed.out)
     assert "- Nothing was found." in printed.out
+    assert re.search(r"^Made up +mixed +1 of 2 tests hold", printed.out, re.M)
     assert f"Report: {out / 'report.html'}" in printed.out
     assert printed.err == ""
     assert sorted(path.name for path in out.iterdir()) == [

@@ -72,7 +72,7 @@ def run(experiments: list[Experiment], out: Path, *, seed: int, quick: bool) -> 
     """Run the experiments, print a table of each, write figures and report into `out`."""
     from rich.console import Console
 
-    from rustbn.demo.console import progress, summary
+    from rustbn.demo.console import progress, summary, verdicts
     from rustbn.demo.report import Finished, write_report
 
     console = Console()
@@ -91,11 +91,12 @@ def run(experiments: list[Experiment], out: Path, *, seed: int, quick: bool) -> 
                 since = time.perf_counter()
                 arguments = experiment.quick if quick else {}
                 result: Result = experiment.run(seed, **arguments, on_progress=start_bar(index))
-                console.print(summary(experiment, result))
+                console.print(summary(experiment, result), "")
                 finished.append(Finished(experiment, result, time.perf_counter() - since))
     except KeyboardInterrupt:
         interrupted = True
     if finished:
+        console.print(verdicts((one.experiment, one.result) for one in finished), "")
         report = write_report(finished, out, seed=seed, quick=quick)
         console.print(
             f"Report: {report} ({time.perf_counter() - start:.0f} s in all)",

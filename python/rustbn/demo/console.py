@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -79,4 +79,20 @@ def summary(experiment: Experiment, result: Result) -> RenderableType:
     table.add_column("Holds", no_wrap=True)
     for test in result.tests:
         table.add_row(test.says, test.numbers, "[green]yes[/]" if test.holds else "[red]no[/]")
+    return table
+
+
+def verdicts(finished: Iterable[tuple[Experiment, Result]]) -> RenderableType:
+    """Return all verdicts in a line each, with the number of tests that hold."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for experiment, result in finished:
+        word = verdict(result.tests)
+        holding = sum(test.holds for test in result.tests)
+        table.add_row(
+            experiment.title,
+            f"[bold {COLOURS[word]}]{word}[/]",
+            f"{holding} of {len(result.tests)} tests hold",
+        )
     return table
