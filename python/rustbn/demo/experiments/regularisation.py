@@ -77,6 +77,12 @@ class Regularisation:
         return [interval(accuracies - self.final[0]) for accuracies in self.final[1:]]
 
     @property
+    def by_noise(self) -> bool:
+        """Whether the smallest groups gain and the largest do not."""
+        _, largest, *_, smallest = self.gains
+        return smallest.low > 0 >= largest.low
+
+    @property
     def tests(self) -> list[Test]:
         """Each size of group gains."""
         tests = []
@@ -105,10 +111,15 @@ class Regularisation:
             )
             + f"; dropout of {self.dropout:g} gains {100 * dropout.mean:+.1f}, and stopping the "
             f"network without batch norm early gains {100 * early.mean:+.1f}.",
-            "Only the size of the statistics' groups differs, so it is their noise that "
-            f"regularises: networks without batch norm memorise {100 * memorised[0]:.0f} % of the "
-            f"wrong labels, with groups of {self.groups[0]} {100 * memorised[2]:.0f} %, "
-            f"with groups of {self.groups[-1]} {100 * memorised[-1]:.0f} %.",
+            f"Networks without batch norm memorise {100 * memorised[0]:.0f} % of the wrong labels, "
+            f"with groups of {self.groups[0]} {100 * memorised[2]:.0f} %, "
+            f"with groups of {self.groups[-1]} {100 * memorised[-1]:.0f} %"
+            + (
+                ". Only the size of the groups differs: it is the noise of their statistics that "
+                "regularises, not the normalising."
+                if self.by_noise
+                else "."
+            ),
         ]
 
     @property

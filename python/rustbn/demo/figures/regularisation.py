@@ -31,11 +31,10 @@ def gains(result: Regularisation) -> Figure:
     dropout, *groups = result.gains
     early = interval(result.stopped_early[0] - result.final[0])
     smallest, gain = result.groups[-1], groups[-1]
-    noise = gain.low > 0 >= groups[0].low  # it is not batch norm as such
     figure = new_figure(
         f"With 20 % wrong labels, statistics of {smallest} images gain {100 * gain.mean:+.1f} "
         f"points, those of the whole batch {100 * groups[0].mean:+.1f}"
-        + (": the noise regularises" if noise else ""),
+        + (": the noise regularises" if result.by_noise else ""),
         "Final test accuracy less that without batch norm: mean of "
         f"{seeds(result.final.shape[-1])} and its 95 % interval. 1024 digits of 8 x 8, "
         "batches of 64 throughout.",
