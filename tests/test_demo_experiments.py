@@ -283,6 +283,11 @@ def test_speed_needs_fewer_steps_and_fewer_seconds(results: dict[str, Any]) -> N
     assert judged(80, 80, 1) == [False, False]
 
 
+def test_speed_refuses_an_unknown_network() -> None:
+    with pytest.raises(ValueError, match="names: expected some of .*3 dense layers.*got .'x'"):
+        EXPERIMENTS["speed"].run(names=("x",))
+
+
 def test_exact_statistics_are_those_of_all_training_images() -> None:
     contest = speed_module.CONTESTS[0]
     digits = contest.load()

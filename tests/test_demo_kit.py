@@ -163,6 +163,11 @@ def test_ghosts_are_batch_norms_of_their_groups(rng: np.random.Generator) -> Non
     )
 
 
+def test_ghosts_refuse_an_incomplete_group() -> None:
+    with pytest.raises(ValueError, match="x: expected a multiple of 4 rows, got 6"):
+        GhostBatchNorm(2, 4)(np.zeros((6, 2), np.float32))
+
+
 def test_equal_maxima_share_the_gradient() -> None:
     pool = MaxPool2d()
     x = np.array([[[[1.0, 1.0], [0.0, 1.0]]]])

@@ -32,7 +32,9 @@ class GhostBatchNorm(Layer):
     def __call__(self, x: Array, /) -> Array:
         if not self.training:
             return rustbn.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
-        groups = len(x) // self.group
+        groups, rest = divmod(len(x), self.group)
+        if rest:
+            raise ValueError(f"x: expected a multiple of {self.group} rows, got {len(x)}")
         y, self.context = rustbn.batch_norm_forward(
             x.reshape(self.group, -1),
             weight=np.tile(self.weight, groups),

@@ -79,7 +79,7 @@ class Regularisation:
     @property
     def by_noise(self) -> bool:
         """Whether the smallest groups gain and the largest do not."""
-        _, largest, *_, smallest = self.gains
+        largest, smallest = self.gains[1], self.gains[-1]
         return smallest.low > 0 >= largest.low
 
     @property

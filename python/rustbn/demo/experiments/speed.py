@@ -206,7 +206,14 @@ def speed(
         Pairs of trainings to measure with, and trainings for each rate to choose it by.
     on_progress : callable
         Called with the part that is done, from 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If one of the names is none of them.
     """
+    if not set(names) <= set(NAMES):
+        raise ValueError(f"names: expected some of {NAMES}, got {names}")
     contests = [contest for contest in CONTESTS if contest.name in names]
     chosen = np.empty((len(contests), 2))
     steps = np.empty((len(contests), 2, seeds))
