@@ -284,7 +284,7 @@ def test_speed_needs_fewer_steps_and_fewer_seconds(results: dict[str, Any]) -> N
 
 
 def test_speed_refuses_an_unknown_network() -> None:
-    with pytest.raises(ValueError, match="names: expected some of .*3 dense layers.*got .'x'"):
+    with pytest.raises(ValueError, match=r"names: expected some of .*3 dense layers.*got .'x'"):
         EXPERIMENTS["speed"].run(names=("x",))
 
 
