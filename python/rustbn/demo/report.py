@@ -91,9 +91,9 @@ def page(finished: Sequence[Finished], sections: list[str], *, seed: int, quick:
 <h1>What batch norm does, measured</h1>
 <p>Networks of NumPy, with and without the batch norm of rustbn, on images of digits. Pairs start
 from the same weights and see the same batches. What is tuned is tuned on validation images with
-other seeds; tests and rules were fixed before the test images were looked at. A claim is
-<em>supported</em> where all its tests hold, <em>refuted</em> where none does, else
-<em>mixed</em>.</p>
+other seeds; accuracies are those on test images. Each claim is split into tests, which hold only
+where the numbers show it. A claim is <em>supported</em> where all its tests hold,
+<em>refuted</em> where none does, else <em>mixed</em>.</p>
 {quickly}
 <div class="scroll"><table class="overview"><thead><tr><th>Experiment</th><th>Verdict</th>
 <th>Found</th></tr></thead><tbody>{rows}</tbody></table></div>

@@ -40,8 +40,8 @@ class Result(Protocol):
     Attributes
     ----------
     tests : sequence of Test
-        Fixed before the test images were looked at. All hold: the claim is supported; none: it is
-        refuted; some: mixed.
+        What the claim says, each held against numbers. All hold: the claim is supported; none: it
+        is refuted; some: mixed.
     findings : sequence of str
         What the numbers say, a sentence each, the most important one first.
     tables : sequence of Table
