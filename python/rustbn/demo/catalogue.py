@@ -61,8 +61,8 @@ class Experiment:
 
     @property
     def sections(self) -> dict[str, str]:
-        """Claim, Method and Rule, each a paragraph, from the docstring."""
-        text = inspect.getdoc(self.run) or ""
+        """Claim, Method and Rule, each a paragraph of plain text, from the docstring."""
+        text = re.sub("[`*]", "", inspect.getdoc(self.run) or "")
         found = re.findall(r"^(Claim|Method|Rule)\n((?:    .*\n?|\n)+)", text, re.M)
         return {title: " ".join(paragraph.split()) for title, paragraph in found}
 
