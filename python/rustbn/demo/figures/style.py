@@ -94,10 +94,15 @@ def label_ends(
 
 
 def logarithmic(axes: Axes) -> None:
-    """Make the x axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    """Make the x axis logarithmic, with plain numbers at 1 and, where they fit, 2 and 5."""
     axes.set_xscale("log")
+
+    def minor(value: float, _: int) -> str:
+        low, high = axes.get_xlim()
+        return f"{value:g}" if f"{value:e}"[0] in "25" and high < 100 * low else ""
+
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.xaxis.set_minor_formatter(minor)
     axes.tick_params(axis="x", which="minor", labelsize=10, labelcolor=MUTED)
 
 
