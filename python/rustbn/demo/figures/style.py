@@ -97,13 +97,13 @@ def logarithmic(axes: Axes) -> None:
     """Make the x axis logarithmic, with plain numbers at 1 and, where they fit, 2 and 5."""
     axes.set_xscale("log")
 
-    def minor(value: float, _: int) -> str:
+    def minor(value: float, _: float) -> str:
         low, high = axes.get_xlim()
         return f"{value:g}" if f"{value:e}"[0] in "25" and high < 100 * low else ""
 
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(minor)
-    axes.tick_params(axis="x", which="minor", labelsize=10, labelcolor=MUTED)
+    axes.tick_params(axis="x", which="both", labelsize=10, labelcolor=MUTED, length=3, pad=4)
 
 
 def percent_axis(axes: Axes) -> None:
