@@ -75,8 +75,8 @@ class Initialisation:
             f"{count[1, low]} work at {self.rates[low]:g} and {count[1, high]} at "
             f"{self.rates[high]:g}"
             + (
-                ": at a low rate it does as well as batch norm, at a high one only normalising at "
-                "every step helps."
+                ": at a low rate it does at least as well as batch norm, at a high one only "
+                "normalising at every step helps."
                 if repairs
                 else "."
             ),

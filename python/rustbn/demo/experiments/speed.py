@@ -158,7 +158,7 @@ class Speed:
                         spread(self.censored[n, arm], digits=0),
                         f"{never} of {len(steps)}" if never else "none",
                         spread(self.step_seconds[n, arm], 1e3, 2),
-                        spread(self.seconds[n, arm], digits=2),
+                        spread(self.seconds[n, arm], digits=3),
                     )
                 )
         columns = ("Network", "Tuned rate", "Steps", "Never", "Milliseconds a step", "Seconds")
