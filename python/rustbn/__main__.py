@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="version, SIMD level, threads, NumPy version")
     commands.add_parser(
-        "demo", help="train a network with and without batch normalization", add_help=False
+        "demo", help="measure what batch normalization does, on real images", add_help=False
     )
     commands.add_parser(
         "bench", help="time it against a copy, PyTorch and plain NumPy", add_help=False

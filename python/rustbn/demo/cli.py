@@ -1,96 +1,119 @@
 """The command ``python -m rustbn demo``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
 from pathlib import Path
 
-from rustbn.demo.experiments.checks import checks
-from rustbn.demo.experiments.two_rates import two_rates
+from rustbn.demo.catalogue import EXPERIMENTS, Experiment
 from rustbn.demo.requirements import PACKAGES, MissingPackageError, require
+from rustbn.demo.results import Result
 
-SEEDS = 5
-QUICK_SEEDS = 2
-STEPS = 200
+LIMIT = "at most 4 minutes on two cores"
+QUICK_LIMIT = "at most 40 seconds"
 
 
 def main(argv: list[str]) -> int:
     """Run the demonstration and return the exit code.
 
-    0: done; 1: a check failed; 2: an argument is wrong or a package missing; 130: interrupted.
+    0: done; 2: an argument is wrong or a package missing; 130: interrupted, what was finished kept.
     """
     arguments = parser().parse_args(argv)
+    names = list(dict.fromkeys(arguments.names)) or list(EXPERIMENTS)
     try:
         require(*PACKAGES)
         arguments.out.mkdir(parents=True, exist_ok=True)
     except (MissingPackageError, OSError) as error:
         print(f"rustbn demo: {error}", file=sys.stderr)
         return 2
-    try:
-        return run(arguments.out, arguments.seed, QUICK_SEEDS if arguments.quick else SEEDS)
-    except KeyboardInterrupt:
-        print("rustbn demo: interrupted", file=sys.stderr)
-        return 130
+    experiments = [EXPERIMENTS[name] for name in names]
+    return run(experiments, arguments.out, seed=arguments.seed, quick=arguments.quick)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m rustbn demo",
-        description="Train a small convolutional network on images of digits with and without "
-        "batch norm, and compare. Takes about half a minute.",
+        description="Measure what batch norm does on real images, and whether the claims made for "
+        f"it hold. All of it takes {LIMIT}.",
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        type=_name,
+        help=f"experiments, all unless given: {', '.join(EXPERIMENTS)}",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"fewer seeds and shorter trainings: {QUICK_LIMIT}, and wider intervals",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("rustbn-demo"),
         metavar="DIR",
-        help="folder for the figure (default: %(default)s)",
+        help="folder for report.html and the figures (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=_seed,
         default=0,
         metavar="N",
-        help="first of the seeds of weights and batches (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_SEEDS} seeds in place of {SEEDS}"
+        help="decides weights, batches and noise (default: %(default)s)",
     )
     return parser
 
 
-def run(out: Path, seed: int, seeds: int) -> int:
-    """Train, print the tables, save the figure in `out`, and return the exit code."""
+def run(experiments: list[Experiment], out: Path, *, seed: int, quick: bool) -> int:
+    """Run the experiments, print a table of each, write figures and report into `out`."""
     from rich.console import Console
-    from rich.progress import Progress
 
-    from rustbn.demo.figures import two_rates_figure
-    from rustbn.demo.report import checks_table, two_rates_table
+    from rustbn.demo.console import progress, summary, verdicts
+    from rustbn.demo.report import Finished, write_report
 
     console = Console()
     start = time.perf_counter()
+    limit = QUICK_LIMIT if quick else LIMIT
     console.print(
-        f"Training {4 * seeds} networks on 1077 images of digits: with and without batch norm, "
-        f"2 learning rates, {seeds} seeds"
+        f"What batch norm does, measured: {', '.join(e.title.lower() for e in experiments)}.\n"
+        f"All experiments together take {limit}. Ctrl-C keeps what is finished.\n"
     )
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("Training", total=(4 * seeds + 1) * STEPS)
+    seconds = [e.quick_seconds if quick else e.seconds for e in experiments]
+    finished: list[Finished] = []
+    interrupted = False
+    try:
+        with progress(console, experiments, seconds) as start_bar:
+            for index, experiment in enumerate(experiments):
+                since = time.perf_counter()
+                arguments = experiment.quick if quick else {}
+                result: Result = experiment.run(seed, **arguments, on_progress=start_bar(index))
+                console.print(summary(experiment, result), "")
+                finished.append(Finished(experiment, result, time.perf_counter() - since))
+    except KeyboardInterrupt:
+        interrupted = True
+    if finished:
+        console.print(verdicts((one.experiment, one.result) for one in finished), "")
+        report = write_report(finished, out, seed=seed, quick=quick)
+        console.print(
+            f"Report: {report} ({time.perf_counter() - start:.0f} s in all)",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if interrupted:
+        print("rustbn demo: interrupted", file=sys.stderr)
+        return 130
+    return 0
 
-        def on_step() -> None:
-            progress.advance(task)
 
-        result = two_rates(seed, seeds=seeds, steps=STEPS, on_step=on_step)
-        checked = checks(seed, steps=STEPS, on_step=on_step)
-
-    console.print(two_rates_table(result))
-    console.print()
-    console.print(checks_table(checked))
-    figure = out / "two-rates.png"
-    two_rates_figure(result).savefig(figure)
-    seconds = time.perf_counter() - start
-    console.print(f"\nFigure: {figure} ({seconds:.0f} s in all)", soft_wrap=True, highlight=False)
-    return 0 if checked.passed else 1
+def _name(text: str) -> str:
+    name = text.replace("-", "_")
+    if name not in EXPERIMENTS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(EXPERIMENTS)}, got {text!r}")
+    return name
 
 
 def _seed(text: str) -> int:

@@ -12,8 +12,7 @@ from rustbn.demo.layers import Array, Layer, he_normal
 class Conv2d(Layer):
     """y[n, o, h, w] = Σ_c,i,j W[o, c, i, j] · x[n, c, h+i, w+j] + b[o], x padded to keep H and W.
 
-    The sum is one matrix product over the k x k windows of x. It leaves y with the channels last in
-    memory, and y is the view that has them on axis 1. Batch norm takes such a view without a copy.
+    With the k x k window of every pixel as a column, that is a dense layer: y = W · columns + b.
     """
 
     parameters = ("weight", "bias")
@@ -35,24 +34,41 @@ class Conv2d(Layer):
         self.bias_grad = np.zeros_like(self.bias)
 
     def __call__(self, x: Array, /) -> Array:
-        self.windows = windows(x, self.weight.shape[-1])
-        y = np.tensordot(self.windows, self.weight, axes=((4, 5, 1), (2, 3, 1)))
-        return np.moveaxis(y + self.bias, -1, 1)
+        self.shape = x.shape
+        self.columns = to_columns(x, self.weight.shape[-1])
+        y: Array = self._matrix() @ self.columns + self.bias[:, None]
+        return y.reshape(len(x), -1, *x.shape[2:])
 
     def backward(self, dy: Array, /) -> Array:
-        self.weight_grad += np.tensordot(dy, self.windows, axes=((0, 2, 3), (0, 2, 3)))
-        self.bias_grad += dy.sum(axis=(0, 2, 3))
-        # x[h] meets W[i] in y[h - i]: the same sum over the windows of dy, with W turned around.
-        turned = self.weight[:, :, ::-1, ::-1]
-        dx = np.tensordot(windows(dy, turned.shape[-1]), turned, axes=((4, 5, 1), (2, 3, 0)))
-        return np.moveaxis(dx, -1, 1)
+        dy = dy.reshape(*dy.shape[:2], -1)
+        dweight = (dy @ self.columns.swapaxes(1, 2)).sum(axis=0)
+        self.weight_grad += dweight.reshape(self.weight.shape)
+        self.bias_grad += dy.sum(axis=(0, 2))
+        return from_columns(self._matrix().T @ dy, self.shape, self.weight.shape[-1])
+
+    def _matrix(self) -> Array:
+        return self.weight.reshape(len(self.weight), -1)
 
 
-def windows(x: Array, size: int) -> Array:
-    """Return the size x size windows around every pixel of x, of shape (N, C, H, W, size, size)."""
-    margin = size // 2
-    padded = np.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
-    return sliding_window_view(padded, (size, size), axis=(2, 3))
+def to_columns(x: Array, k: int) -> Array:
+    """Return the k x k windows around the pixels of x as columns: (N, C · k · k, H · W)."""
+    n, c, h, w = x.shape
+    windows = sliding_window_view(_pad(x, k // 2), (h, w), axis=(2, 3))  # (N, C, k, k, H, W)
+    return windows.reshape(n, c * k * k, h * w)
+
+
+def from_columns(columns: Array, shape: tuple[int, ...], k: int) -> Array:
+    """Return the sum, for every pixel, of its places in the columns: the transpose of the above."""
+    n, c, h, w = shape
+    x = _pad(np.zeros(shape, columns.dtype), k // 2)
+    windows = columns.reshape(n, c, k, k, h, w)
+    for i, j in np.ndindex(k, k):
+        x[:, :, i : i + h, j : j + w] += windows[:, :, i, j]
+    return x[:, :, k // 2 : k // 2 + h, k // 2 : k // 2 + w]
+
+
+def _pad(x: Array, margin: int) -> Array:
+    return np.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
 
 
 class MaxPool2d(Layer):

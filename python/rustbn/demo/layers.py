@@ -2,8 +2,8 @@
 
 A layer maps x to y, keeps what its gradient needs, and maps ``dy``, the gradient of the loss in y,
 to ``dx``. It adds the gradients of its own parameters into ``weight_grad`` and ``bias_grad``. That
-is also how `rustbn.BatchNorm1d` and `rustbn.BatchNorm2d` work, so a `Sequential` holds them beside
-the layers below.
+is also how `rustbn.BatchNorm1d` and `rustbn.BatchNorm2d` work, so a network holds them beside the
+layers below.
 """
 
 # ruff: noqa: D102 (what `__call__` and `backward` of a layer do is said once, in `Layer`)
@@ -18,7 +18,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 class Module(Protocol):
-    """What `Sequential` asks of its parts; rustbn's modules offer it too."""
+    """What a network asks of its parts; rustbn's modules offer it too."""
 
     def __call__(self, x: Array, /) -> Array: ...
     def backward(self, dy: Array, /) -> Any: ...
@@ -109,6 +109,29 @@ class ReLU(Layer):
         return dy * self.positive
 
 
+class Dropout(Layer):
+    """y = x · m / (1 - p) in training, each m 0 with probability p, else 1; in evaluation y = x.
+
+    Srivastava et al. 2014, with the factor where Caffe and PyTorch have it.
+    """
+
+    def __init__(self, p: float, rng: np.random.Generator) -> None:
+        self.p = p
+        self.rng = rng
+
+    def __call__(self, x: Array, /) -> Array:
+        if not self.training:
+            return x
+        kept = self.rng.random(x.shape, np.float32) >= self.p
+        self.factor = kept / x.dtype.type(1 - self.p)
+        y: Array = x * self.factor
+        return y
+
+    def backward(self, dy: Array, /) -> Array:
+        dx: Array = dy * self.factor
+        return dx
+
+
 class Flatten(Layer):
     """(N, C, H, W) to (N, C·H·W)."""
 
@@ -118,42 +141,6 @@ class Flatten(Layer):
 
     def backward(self, dy: Array, /) -> Array:
         return dy.reshape(self.shape)
-
-
-class Sequential(Layer):
-    """Layers one after another."""
-
-    def __init__(self, *layers: Module) -> None:
-        self.layers = layers
-
-    def __call__(self, x: Array, /) -> Array:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def backward(self, dy: Array, /) -> Array:
-        for layer in reversed(self.layers):
-            dy = layer.backward(dy)
-        return dy
-
-    def named_parameters(self) -> Iterator[tuple[str, Array]]:
-        for index, layer in enumerate(self.layers):
-            for name, parameter in layer.named_parameters():
-                yield f"{index}.{name}", parameter
-
-    def named_grads(self) -> Iterator[tuple[str, Array]]:
-        for index, layer in enumerate(self.layers):
-            for name, grad in layer.named_grads():
-                yield f"{index}.{name}", grad
-
-    def zero_grad(self) -> None:
-        for layer in self.layers:
-            layer.zero_grad()
-
-    def train(self, mode: bool = True, /) -> Self:
-        for layer in self.layers:
-            layer.train(mode)
-        return super().train(mode)
 
 
 def he_normal(shape: tuple[int, ...], rng: np.random.Generator, dtype: DTypeLike) -> Array:

@@ -2,7 +2,14 @@
 
 from importlib.util import find_spec
 
-PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
+PACKAGES = {
+    "matplotlib": "matplotlib",
+    "mlxtend": "mlxtend",
+    "rich": "rich",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "threadpoolctl": "threadpoolctl",
+}
 
 
 class MissingPackageError(ImportError):
@@ -11,8 +18,15 @@ class MissingPackageError(ImportError):
 
 def require(*modules: str) -> None:
     """Raise `MissingPackageError` if one of the modules cannot be found."""
-    missing = [PACKAGES[module] for module in modules if find_spec(module) is None]
+    missing = [PACKAGES[module] for module in modules if not _found(module)]
     if missing:
         raise MissingPackageError(
             f"the demonstration needs {', '.join(missing)}: pip install 'rustbn[demo]'"
         )
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # sys.modules has None for it
+        return False

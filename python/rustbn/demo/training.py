@@ -1,24 +1,34 @@
 """The training loop."""
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+import rustbn
 from rustbn.demo.data import Images
-from rustbn.demo.layers import Array, Sequential
+from rustbn.demo.layers import Array
 from rustbn.demo.loss import softmax_cross_entropy
+from rustbn.demo.network import Sequential
 from rustbn.demo.optim import SGD
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy on held-out images after some of the steps of a training."""
+    """Accuracy on held-out images after some of the steps of a training.
+
+    Attributes
+    ----------
+    steps, accuracy : array, shape (measurements,)
+    step_seconds : float
+        Processor time of a step, the mean of all; what measuring accuracy takes is not counted.
+    """
 
     steps: Array
     accuracy: Array
+    step_seconds: float = np.nan
 
     @property
     def final(self) -> float:
@@ -40,8 +50,9 @@ def train(
     steps: int,
     rng: np.random.Generator,
     batch: int = 64,
-    every: int = 5,
-    on_step: Callable[[], object] = lambda: None,
+    every: int | None = None,
+    until: float = np.inf,
+    after_step: Callable[[int], object] = lambda step: None,
 ) -> Curve:
     """Train the network by SGD with momentum, and follow its accuracy on held-out images.
 
@@ -53,28 +64,38 @@ def train(
         To train on, and to measure the accuracy on.
     rate : float
         The learning rate, the same throughout.
-    steps, batch, every : int
-        The number of steps, the images a step, and the steps between two measurements.
+    steps, batch : int
+        The number of steps, and the images a step.
     rng : numpy.random.Generator
         Draws the order of the images. Networks trained from the same state see the same batches.
-    on_step : callable
-        Called after each step.
+    every : int, optional
+        The steps between two measurements. The last step is always measured.
+    until : float
+        The accuracy at which to stop, where it is measured.
+    after_step : callable
+        Called with the number of each step, from 1, once it is taken.
     """
     optimiser = SGD(network, rate)
     measured: list[tuple[int, float]] = []
+    seconds = 0.0
     # A network that diverges is a result here, not an error.
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         for step, part in zip(range(1, steps + 1), batches(images, batch, rng), strict=False):
             network.train()
+            start = time.process_time()
             network.zero_grad()
             _, dlogits = softmax_cross_entropy(network(part.x), part.labels)
             network.backward(dlogits)
             optimiser.step()
-            if step % every == 0 or step == steps:
+            seconds += time.process_time() - start
+            after_step(step)
+            if step == steps or (every and step % every == 0):
                 measured.append((step, accuracy(network, held_out)))
-            on_step()
+                if measured[-1][1] >= until:
+                    break
     network.train()
-    return Curve(*(np.array(column) for column in zip(*measured, strict=True)))
+    number, correct = (np.array(column) for column in zip(*measured, strict=True))
+    return Curve(number, correct, seconds / step)
 
 
 def batches(images: Images, size: int, rng: np.random.Generator) -> Iterator[Images]:
@@ -91,14 +112,15 @@ def accuracy(network: Sequential, images: Images) -> float:
     return float(np.mean(logits.argmax(axis=1) == images.labels))
 
 
-def single_threaded_blas() -> AbstractContextManager[Any]:
-    """Keep NumPy's matrix products on one thread.
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Keep matrix products and batch norm on one thread each.
 
-    They are small: a second thread slows them down, several times when its core is busy. And the
-    order of a sum, so its rounding, depends on the number of threads; this way a training gives the
-    same network whatever the number of cores. Batch norm needs no such care.
+    The arrays are small: a second thread gains little, and costs much when its core is busy. And
+    the order of a product's sums, so its rounding, depends on the number of threads; this way a
+    training gives the same network on every number of cores. Batch norm needs no such care.
     """
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
-    limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
-    return limits
+    with threadpool_limits(limits=1, user_api="blas"), rustbn.threads(1):
+        yield
