@@ -214,12 +214,14 @@ impl<T: Terms> ReduceItem<'_, T> {
         };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
         let mut centers = Vec::new();
-        let centers = ColumnCenters::new::<T>(if columns.are_channels() {
-            self.centers
+        let centers = if !reduce::off_center::<T>(self.centers) {
+            ColumnCenters::default()
+        } else if columns.are_channels() {
+            ColumnCenters::new::<T>(self.centers)
         } else {
             columns.expand(self.centers, &mut centers);
-            &centers
-        });
+            ColumnCenters::new::<T>(&centers)
+        };
         let mut sums = ColumnSums::new(columns.len(), &sheets);
         for sheet in sheets {
             // SAFETY: rows of the view, which the caller vouches for.

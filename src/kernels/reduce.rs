@@ -102,7 +102,7 @@ pub(crate) trait Terms: Copy + Sync {
 
 /// Whether there is something to subtract in any of the channels with these `centers`.
 #[inline(always)]
-fn off_center<T: Terms>(centers: &[f64]) -> bool {
+pub(crate) fn off_center<T: Terms>(centers: &[f64]) -> bool {
     // NaN is a centre, too.
     #[allow(clippy::float_cmp)]
     let zero = centers.iter().all(|&center| center == 0.0);
@@ -263,7 +263,8 @@ pub(crate) struct Sheet {
     pub(crate) cols: usize,
 }
 
-/// Centres of columns.
+/// Centres of columns; none at all where all are zero.
+#[derive(Default)]
 pub(crate) struct ColumnCenters<'a> {
     values: &'a [f64],
     /// For each vector of columns, whether there is something to subtract.
@@ -333,7 +334,8 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
     sums: &mut ColumnSums,
 ) {
     assert!(
-        sheet.cols <= sums.columns && sheet.cols <= centers.values.len(),
+        sheet.cols <= sums.columns
+            && (centers.values.is_empty() || sheet.cols <= centers.values.len()),
         "sums and a centre of each column"
     );
     let mut tile = Sheet { rows: 0, ..sheet };
@@ -386,15 +388,16 @@ unsafe fn sheet_tile<S: Simd, T: Terms>(
                 let at = [at + col, sheet.stride];
                 let sums = [sums[0].add(col), sums[1].add(col)];
                 // With constants in their places the common cases have no masks and no loop.
-                let off = *centers.off.get_unchecked(col / LANES);
-                if n < LANES || off {
-                    let center =
-                        Fetch::Columns(n).vector::<S::F64>(centers.values.as_ptr().add(col));
+                if !centers.off.is_empty() && centers.off[col / LANES] {
+                    let center = centers.values.as_ptr().add(col);
+                    let center = Some(Fetch::Columns(n).vector::<S::F64>(center));
                     if rows == ROWS && n == LANES {
-                        columns(simd, terms, at, ROWS, LANES, Some(center), sums);
+                        columns(simd, terms, at, ROWS, LANES, center, sums);
                     } else {
-                        columns(simd, terms, at, rows, n, Some(center), sums);
+                        columns(simd, terms, at, rows, n, center, sums);
                     }
+                } else if n < LANES {
+                    columns(simd, terms, at, rows, n, None, sums);
                 } else if rows == ROWS {
                     columns(simd, terms, at, ROWS, LANES, None, sums);
                 } else {
