@@ -455,7 +455,8 @@ def _state(
     mean, var = vectors["running_mean"], vectors["running_var"]
     assert mean is not None  # both make it a group
     assert var is not None
-    for ours, vector in vectors.items():
+    for ours in ("running_mean", "running_var", "weight", "bias"):
+        vector = vectors[ours]
         if vector is not None and (vector.ndim != 1 or vector.shape != mean.shape):
             raise CheckpointError(
                 f"entry {shown(group.sources[ours])} must have one value per channel of batch norm "

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from rustbn.checkpoints.entries import Entry
 from rustbn.checkpoints.errors import CheckpointError, shown
 
 __all__ = ["read_npz"]
+
+_UNREADABLE = 0x61  # of a member's flags: encrypted, patched, strongly encrypted
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class _Member:
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.name) as file:
+            with zipfile.ZipFile(self.path) as archive, self._open(archive) as file:
                 size = archive.getinfo(self.name).file_size
                 version = np.lib.format.read_magic(file)
                 if version not in read_header:
@@ -47,14 +49,20 @@ class _Member:
                         f"{dtype} of shape {shown(str(shape))} needs {shown(needed)} bytes, "
                         f"the member has {size - file.tell()}"
                     )
-                data = file.read(needed)
-        except CheckpointError:
+                flat = np.frombuffer(file.read(needed), dtype)
+            array: NDArray[Any] = flat.astype(dtype.newbyteorder("="))
+            return array.reshape(shape, order="F" if fortran else "C")
+        except (CheckpointError, FileNotFoundError):
             raise
-        except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
+        except (KeyError, zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
             raise CheckpointError(f"damaged or cut short: {error}") from error
-        flat = np.frombuffer(data, dtype) if needed else np.empty(0, dtype)
-        array: NDArray[Any] = flat.astype(dtype.newbyteorder("="))
-        return array.reshape(shape, order="F" if fortran else "C")
+
+    def _open(self, archive: zipfile.ZipFile) -> IO[bytes]:
+        info = archive.getinfo(self.name)
+        plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not plain or info.flag_bits & _UNREADABLE:
+            raise CheckpointError("is compressed or encrypted as numpy.savez never does")
+        return archive.open(info)
 
 
 def read_npz(path: Path, archive: zipfile.ZipFile) -> dict[str, Entry]:

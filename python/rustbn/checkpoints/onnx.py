@@ -306,8 +306,9 @@ def _external(path: Path, pairs: list[Any], shape: tuple[int, ...], dtype: str) 
     location = about.get("location", "")
     # The file may only be beside the model: a model must not make others' files its weights.
     folder = path.parent.resolve()
-    other = (folder / location).resolve()
-    if not location or "\0" in location or not other.is_relative_to(folder):
+    named_one = bool(location) and "\0" not in location
+    other = (folder / location).resolve() if named_one else folder
+    if not named_one or not other.is_relative_to(folder):
         raise CheckpointError(
             f"its external data must lie beside the model, is at {shown(location)}"
         )

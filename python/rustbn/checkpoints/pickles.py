@@ -239,7 +239,7 @@ def _global(module: object, name: object) -> _Global:
 
 
 def _storage(persistent_id: object) -> Storage:
-    match persistent_id:
+    match persistent_id if type(persistent_id) is tuple else None:
         case ("storage", _Global() as kind, str() as key, str(), int() as size):
             _check_sizes("a storage", (size,))
             if (kind.module, kind.name) == _UNTYPED:
