@@ -410,6 +410,12 @@ CONV = np.ones((6, 4, 3, 3))
         (lambda a: a.fold_into_linear(CONV), ValueError, "weight must have 2 dimensions"),
         (lambda a: a.fold_into_linear(np.ones((6, 2)), axis=2), AxisError, "axis 2"),
         (lambda a: a.fold_into_linear(np.ones((6, 2)), axis=1), ValueError, "6 outputs"),
+        (lambda a: a.fold_into_linear(np.ones((6, 2)), axis=None), TypeError, "axis must be"),
+        (
+            lambda a: untyped.fold_into_linear(a, np.ones((6, 2)), axis=0.0),
+            TypeError,
+            "axis must be an int, got float",
+        ),
         (
             lambda a: folding.fold_before_linear(a, np.ones((6, 2))),
             ValueError,

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.exceptions import AxisError
 from numpy.typing import NDArray
 
-from rustbn._arrays import as_floats
+from rustbn._arguments import as_floats, as_integer
 from rustbn._rustbn import Affine
 
 __all__ = [
@@ -381,6 +381,7 @@ def _linear(weight: _Array, axis: int) -> _Parts:
     given = as_floats("weight", weight)
     if given.ndim != 2:
         raise ValueError(f"weight must have 2 dimensions, got shape {given.shape}")
+    axis = as_integer("axis", axis)
     if not -2 <= axis < 2:
         raise AxisError(axis, 2, "weight")
     return _Parts(given, (axis % 2, 1 - axis % 2), outputs_within=False, groups=1)
@@ -388,6 +389,7 @@ def _linear(weight: _Array, axis: int) -> _Parts:
 
 def _convolution(weight: _Array, transposed: bool, groups: int, layout: str | None) -> _Parts:
     given = as_floats("weight", weight)
+    groups, transposed = as_integer("groups", groups), bool(transposed)
     if layout is None:
         layout = "IOHW" if transposed else "OIHW"
     allowed = [
@@ -400,8 +402,6 @@ def _convolution(weight: _Array, transposed: bool, groups: int, layout: str | No
         )
     if given.ndim < 3:
         raise ValueError(f"weight must have 3 or more dimensions, got shape {given.shape}")
-    if isinstance(groups, bool) or not isinstance(groups, int | np.integer):
-        raise TypeError(f"groups must be an int, got {type(groups).__name__}")
 
     axes = _LAYOUTS[layout]
     outputs, inputs = axes.outputs % given.ndim, axes.inputs % given.ndim
@@ -414,7 +414,7 @@ def _convolution(weight: _Array, transposed: bool, groups: int, layout: str | No
     if groups > 1 and transposed and layout == "HWIO":
         raise ValueError(f"groups must be 1 for a transposed convolution in HWIO, got {groups}")
     spatial = [i for i in range(given.ndim) if i not in (outputs, inputs)]
-    return _Parts(given, (whole, within, *spatial), axes.outputs_within, int(groups))
+    return _Parts(given, (whole, within, *spatial), axes.outputs_within, groups)
 
 
 def _pads(padding: int | str | Sequence[int], padding_mode: str, parts: _Parts) -> bool:

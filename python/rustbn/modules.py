@@ -8,14 +8,13 @@ an exception leaves the module as it was.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rustbn._arrays import as_array
+from rustbn._arguments import as_array, as_integer
 from rustbn.conventions import Convention, named
 from rustbn.functional import (
     Affine,
@@ -192,7 +191,7 @@ class BatchNorm:
         dtype: DTypeLike = np.float32,
         convention: str = "torch",
     ) -> None:
-        self.num_features = _integer("num_features", num_features)
+        self.num_features = as_integer("num_features", num_features)
         if self.num_features < 1:
             raise ValueError(f"num_features must be positive, got {num_features}")
         found = named(convention)
@@ -201,7 +200,7 @@ class BatchNorm:
         self.momentum = found.momentum if isinstance(momentum, _Default) else momentum
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.axis = _integer("axis", axis)
+        self.axis = as_integer("axis", axis)
         self.dtype = _parameter_dtype(dtype)
         self.training = True
         self._frozen = False
@@ -708,15 +707,6 @@ def _update_biased(
         updated = (1.0 - weight_of_batch) * before + weight_of_batch * moments.var()
         with np.errstate(over="ignore"):  # infinity, as the function has it
             np.asarray(running_var)[...] = updated
-
-
-def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got bool")
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
 
 
 def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:

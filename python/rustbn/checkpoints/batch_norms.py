@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rustbn._arrays import as_array, as_floats
+from rustbn._arguments import as_array, as_floats
 from rustbn.checkpoints.entries import Entries
 from rustbn.checkpoints.errors import CheckpointError, naming, shown
 from rustbn.checkpoints.files import read
@@ -369,7 +370,7 @@ class _Eps:
                 raise ValueError(f"eps must be of batch norms that are there, got {unknown}")
         values = eps.values() if isinstance(eps, Mapping) else [] if eps is None else [eps]
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"eps must be a real number, got {type(value).__name__}")
             if not 0.0 <= value < np.inf:
                 raise ValueError(f"eps must be 0 or more and finite, got {value}")
@@ -423,9 +424,9 @@ def _groups(entries: Mapping[str, Any], convention: Convention, prefix: str) -> 
     groups: dict[str, dict[str, str]] = {}
     for key in entries:
         whole = key.removesuffix(":0")  # TensorFlow numbers its variables: "bn/gamma:0"
-        collection, _, rest = whole.partition(convention.separator)
-        if collection in collections:
-            whole = rest
+        collection, *rest = re.split("[./]", whole, maxsplit=1)
+        if collection in collections and rest:
+            (whole,) = rest
         if not whole.startswith(prefix):
             continue
         *path, entry = re.split("[./]", whole.removeprefix(prefix))

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rustbn.checkpoints.errors import CheckpointError, naming
+from rustbn.checkpoints.errors import CheckpointError, naming, shown
 
 __all__ = ["DTYPES", "Entries", "Entry", "Span", "numbers", "read_exactly"]
 
-# Bytes of an element, and what NumPy calls it; None: bytes that NumPy has no numbers for.
-DTYPES: Mapping[str, tuple[int, str | None]] = {
+# Bytes of an element, and NumPy's code of what they are read as: bfloat16 as bits.
+DTYPES: Mapping[str, tuple[int, str]] = {
     "float64": (8, "f8"),
     "float32": (4, "f4"),
     "float16": (2, "f2"),
@@ -72,7 +72,9 @@ class Entries(Mapping[str, NDArray[Any]]):
             try:
                 return entry.read()
             except CheckpointError as error:
-                raise CheckpointError(f"entry {name!r}: {error}") from error.__cause__
+                raise CheckpointError(f"entry {shown(name)}: {error}") from error.__cause__
+            except ValueError as error:  # more dimensions than NumPy has, or the like
+                raise CheckpointError(f"entry {shown(name)} is no array: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, in the order of the file."""
@@ -108,7 +110,7 @@ class Span:
         itemsize, _ = DTYPES[self.dtype]
         if count * itemsize != self.size:
             raise CheckpointError(
-                f"{self.dtype} of shape {self.shape} needs {count * itemsize} bytes, "
+                f"{self.dtype} of shape {self.shape} needs {shown(count * itemsize)} bytes, "
                 f"the file has {self.size} for it"
             )
         with open(self.path, "rb") as file:

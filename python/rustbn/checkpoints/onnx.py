@@ -293,7 +293,7 @@ class _Integers:
             )
         itemsize, _ = DTYPES[self.dtype]
         # Negative numbers are written as their 64 bits.
-        bits = np.array(self.values, np.uint64).astype(f"<u{itemsize}")
+        bits = np.array(self.values, np.uint64).astype(f"<u{min(itemsize, 8)}")
         return numbers(bits.tobytes(), self.dtype, "<").reshape(self.shape)
 
 
@@ -312,9 +312,8 @@ def _external(path: Path, pairs: list[Any], shape: tuple[int, ...], dtype: str) 
         raise CheckpointError(
             f"its external data must lie beside the model, is at {shown(location)}"
         )
+    given = [about[key] for key in ("offset", "length") if key in about]
+    if not all(re.fullmatch("[0-9]{1,18}", number) for number in given):
+        raise CheckpointError(f"its external data has no such place: {shown(', '.join(given))}")
     size = math.prod(shape) * DTYPES[dtype][0]
-    where = [about.get("offset", "0"), about.get("length", str(size))]
-    if not all(re.fullmatch("[0-9]{1,18}", number) for number in where):
-        raise CheckpointError(f"its external data has no such place: {shown(', '.join(where))}")
-    offset, length = map(int, where)
-    return Span(other, offset, length, shape, dtype)
+    return Span(other, int(about.get("offset", 0)), int(about.get("length", size)), shape, dtype)

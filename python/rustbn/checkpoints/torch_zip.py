@@ -85,7 +85,7 @@ class _View:
         # Strides of zero repeat elements; more of them than are there is no tensor to be read.
         if max(last, count) > there:
             raise CheckpointError(
-                f"a tensor of shape {tensor.size} needs {max(last, count)} elements of "
+                f"a tensor of shape {tensor.size} needs {shown(max(last, count))} elements of "
                 f"{tensor.dtype}, its storage has {there}"
             )
         with open(self.path, "rb") as file:
@@ -93,7 +93,11 @@ class _View:
         flat = numbers(data, tensor.dtype, self.byteorder)
         if not count:
             return flat.reshape(tensor.size)
-        strides = tuple(step * flat.itemsize for step in tensor.stride)
+        # The stride of an axis of one element may be any number.
+        strides = tuple(
+            step * flat.itemsize if n > 1 else 0
+            for n, step in zip(tensor.size, tensor.stride, strict=True)
+        )
         return np.array(as_strided(flat, tensor.size, strides), order="C")
 
 
