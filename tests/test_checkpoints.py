@@ -545,7 +545,7 @@ REFUSED = {
     "far memo": (b"h\x07", "recalls what it never held"),
     "empty stack": (b"0", "opcode POP"),
     "append to nothing": (b"a", "takes what it never held"),
-    "below a mark": (b"](K\x01aa", "takes what it never held"),
+    "below a mark": (b"]K\x01(a", "takes what it never held"),
     "no mark": (b"t", "takes what it never held"),
     "odd items": (b"}(K\x01u", "a key has no value"),
     "no text": (b"X\x01\x00\x00\x00\xff", "damaged or cut short"),
