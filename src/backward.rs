@@ -16,8 +16,9 @@
 use crate::element::{Element, Real};
 use crate::error::Error;
 use crate::execution::Execution;
-use crate::grad_sums::GradSums;
-use crate::items::{Finish, GROUP, group};
+use crate::grad_sums::{GradSums, about_mean};
+use crate::items::{Finish, group};
+use crate::kernels::GROUP;
 use crate::kernels::backward_apply::{self, BackwardApply};
 use crate::kernels::backward_reduce::GradTerms;
 use crate::moments::{self, Moments};
@@ -25,23 +26,24 @@ use crate::schedule::Plan;
 use crate::sweep;
 use crate::view::View;
 
-/// The two sums that the gradients are made of, about `mean`.
+/// The two sums that the gradients are made of, about the mean of `moments`: the statistics that
+/// the forward pass normalised with. Running statistics do as well, as those of one value.
 ///
 /// # Errors
 /// [`Error::Shape`] if `dy` or `x` is not exactly the elements of `view`; [`Error::Length`] if
-/// `mean` is not one value a channel.
+/// `moments` has other channels.
 pub fn backward_reduce<E: Element>(
     view: View,
     dy: &[E],
     x: &[E],
-    mean: &[f64],
+    moments: &Moments,
     execution: Execution,
 ) -> Result<GradSums, Error> {
     view.check("x", x)?;
     view.check("dy", dy)?;
-    view.check_vector("mean", mean)?;
-    // SAFETY: both are exactly the elements of `view`, and `mean` was checked.
-    Ok(unsafe { backward_reduce_raw(view, dy.as_ptr(), x.as_ptr(), mean, execution) })
+    view.check_vector("moments", moments.mean())?;
+    // SAFETY: both are exactly the elements of `view`, and the channels of `moments` were checked.
+    Ok(unsafe { backward_reduce_raw(view, dy.as_ptr(), x.as_ptr(), moments, execution) })
 }
 
 /// Writes the gradient with respect to `x` to `dx`, from statistics and sums of the whole batch, of
@@ -134,12 +136,12 @@ fn check<E>(
 /// [`backward_reduce`] of the elements at `dy` and `x`.
 ///
 /// # Safety
-/// `dy` and `x` are readable for `view`; `mean` has its channels.
+/// `dy` and `x` are readable for `view`; `moments` has its channels.
 pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     view: View,
     dy: *const E,
     x: *const E,
-    mean: &[f64],
+    moments: &Moments,
     execution: Execution,
 ) -> GradSums {
     if view.is_empty() {
@@ -147,8 +149,8 @@ pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     }
     let plan = Plan::new(view, size_of::<E>(), 2, execution.threads);
     // SAFETY: handed on to the caller.
-    let sums = unsafe { sweep::reduce(&plan, execution.level, GradTerms { dy, x, mean }) };
-    GradSums::from_sums(sums)
+    let sums = unsafe { sweep::reduce(&plan, execution.level, GradTerms { dy, x, moments }) };
+    GradSums::from_sums(sums, moments)
 }
 
 /// From gradient sums to the coefficients of `dx`.
@@ -164,17 +166,19 @@ impl<R: Real> Finish<R, 6> for Differentiate<'_> {
     fn coefficients(
         self,
         channel: usize,
-        mean: [f64; GROUP],
-        [sum_dy, sum_dy_xmu]: [[f64; GROUP]; 2],
+        centers: [f64; GROUP],
+        [sum_dy, sum_dy_xc]: [[f64; GROUP]; 2],
     ) -> [[R; GROUP]; 6] {
         let count = self.moments.count();
         let n = count as f64;
+        let mean = group(self.moments.mean(), channel);
         let m2 = group(self.moments.m2(), channel);
         let weight = self.weight.map_or([1.0; GROUP], |weight| group(weight, channel));
         let mut coefficients = [[R::from_f64(0.0); GROUP]; 6];
         for i in 0..GROUP {
             let invstd = moments::invstd(moments::biased_var(count, m2[i]), self.eps);
-            let slope = invstd * invstd * (sum_dy_xmu[i] / n);
+            let sum_dy_xmu = about_mean(sum_dy_xc[i], sum_dy[i], centers[i], mean[i]);
+            let slope = invstd * invstd * (sum_dy_xmu / n);
             let scale = invstd * weight[i];
             let of_channel =
                 backward_apply::coefficients::<R>(mean[i], sum_dy[i] / n, slope, scale);
@@ -244,10 +248,10 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
         sweep::fused(
             &plan,
             execution.level,
-            GradTerms { dy, x, mean: moments.mean() },
+            GradTerms { dy, x, moments },
             BackwardApply { dy, x, dx },
             Differentiate { moments, weight, eps },
         )
     };
-    GradSums::from_sums(sums)
+    GradSums::from_sums(sums, moments)
 }

@@ -29,6 +29,10 @@ pub trait Element: Copy + Send + Sync + private::Sealed + 'static {
     /// The type its arithmetic is done in.
     type Real: Real;
 
+    /// Whether the product of two values is exact in `f64`.
+    #[doc(hidden)]
+    const EXACT_PRODUCTS: bool;
+
     /// This value, exactly.
     fn widen(self) -> f64;
 
@@ -103,6 +107,9 @@ macro_rules! real {
         // vector's method.
         impl Element for $real {
             type Real = $real;
+
+            // Twice the digits and twice the exponents of the type fit into f64.
+            const EXACT_PRODUCTS: bool = 2 * <$real>::MANTISSA_DIGITS <= f64::MANTISSA_DIGITS;
 
             #[inline(always)]
             fn widen(self) -> f64 {

@@ -1,6 +1,7 @@
 //! The two sums of each channel that all gradients of a batch are made of.
 
 use crate::error::Error;
+use crate::moments::Moments;
 use crate::sweep::Sums;
 
 /// `Σ dy` and `Σ dy (x - mean)` of each channel, in `f64`. Those of parts add up to those of the
@@ -26,7 +27,12 @@ impl GradSums {
         GradSums { sum_dy: vec![0.0; channels], sum_dy_xmu: vec![0.0; channels] }
     }
 
-    pub(crate) fn from_sums(sums: Sums) -> GradSums {
+    /// Sums about the means of `moments` from sums about other centres.
+    pub(crate) fn from_sums(mut sums: Sums, moments: &Moments) -> GradSums {
+        let about = sums.first.iter().zip(&sums.centers).zip(moments.mean());
+        for (sum, ((&sum_dy, &center), &mean)) in sums.second.iter_mut().zip(about) {
+            *sum = about_mean(*sum, sum_dy, center, mean);
+        }
         GradSums { sum_dy: sums.first, sum_dy_xmu: sums.second }
     }
 
@@ -52,4 +58,12 @@ impl GradSums {
             sum_dy_xmu: add(&self.sum_dy_xmu, &other.sum_dy_xmu),
         })
     }
+}
+
+/// `Σ dy (x - mean)` from `Σ dy (x - center)`. What is infinite about the mean stays so.
+#[inline(always)]
+#[allow(clippy::float_cmp)]
+pub(crate) fn about_mean(sum_dy_xc: f64, sum_dy: f64, center: f64, mean: f64) -> f64 {
+    let moved = sum_dy_xc - (mean - center) * sum_dy;
+    if center == mean { sum_dy_xc } else { moved }
 }

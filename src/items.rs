@@ -5,8 +5,9 @@
 //! are not channels are dealt with here: what kernels want for each column is spread out before,
 //! what they made for each column is gathered after.
 
+use crate::kernels::GROUP;
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
-use crate::kernels::reduce::{self, Lanes, Sheet, TILE, Terms};
+use crate::kernels::reduce::{self, ColumnSums, Lanes, Sheet, TILE, Terms};
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
 use crate::simd::{Kernel, LANES, Simd, fold};
 use crate::view::View;
@@ -28,15 +29,11 @@ impl<T: Terms> Kernel for CenterItem<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) {
+    unsafe fn run<S: Simd>(self, simd: S) {
         // SAFETY: whoever runs the item vouches for the inputs.
-        unsafe { self.terms.centers(self.view, self.channels, self.centers) };
+        unsafe { self.terms.centers(simd, self.view, self.channels, self.centers) };
     }
 }
-
-/// Channels that are finished side by side. They go through arrays of this length, which compilers
-/// make vectors of: a square root and a few divisions for each channel take a while one by one.
-pub(crate) const GROUP: usize = 8;
 
 /// From the sums of channels to the coefficients of their outputs.
 pub(crate) trait Finish<R, const N: usize>: Copy + Sync {
@@ -210,36 +207,27 @@ impl<T: Terms> ReduceItem<'_, T> {
     /// The inputs hold the plan's view.
     #[inline(always)]
     unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
-        let [first, second] = self.sums;
         let columns = Columns {
             samples,
             channels: self.channels.len(),
             inner: self.plan.partition.view.inner,
         };
         let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
-        let [mut centers, mut sums] = [const { Vec::new() }; 2];
-        let centers = if columns.are_channels() {
-            self.centers
+        let mut centers = Vec::new();
+        let centers = if !reduce::off_center::<T>(self.centers) {
+            None
+        } else if columns.are_channels() {
+            Some(self.centers.as_ptr())
         } else {
             columns.expand(self.centers, &mut centers);
-            &centers
+            Some(centers.as_ptr())
         };
-        // The sums of all columns, and those of the tile at hand.
-        sums.resize(4 * columns.len(), 0.0);
-        let (sums, tile) = sums.split_at_mut(2 * columns.len());
-        let pair = |values: &mut [f64]| {
-            let (a, b) = values.split_at_mut(columns.len());
-            [a.as_mut_ptr(), b.as_mut_ptr()]
-        };
+        let mut sums = ColumnSums::new(columns.len(), &sheets);
         for sheet in sheets {
-            // SAFETY: rows of the view, which the caller vouches for; a centre, two sums and two of
-            // a tile for each column.
-            unsafe {
-                reduce::sheet(simd, self.terms, sheet, centers.as_ptr(), pair(sums), pair(tile));
-            }
+            // SAFETY: rows of the view, which the caller vouches for; a centre for each column.
+            unsafe { reduce::sheet(simd, self.terms, sheet, centers, &mut sums) };
         }
-        let (firsts, seconds) = sums.split_at(columns.len());
-        for (totals, columns_of) in [(first, firsts), (second, seconds)] {
+        for (totals, columns_of) in self.sums.into_iter().zip(sums.sums()) {
             totals.fill(0.0);
             for sample in columns_of.chunks_exact(columns.channels * columns.inner) {
                 for (total, run) in totals.iter_mut().zip(sample.chunks_exact(columns.inner)) {
@@ -341,7 +329,7 @@ impl<M: Map> MapItem<'_, M> {
             unsafe {
                 if joined {
                     let len = sheet.rows * sheet.cols;
-                    map::stream(simd, self.map, sheet.at, len, columns.len(), table, 0);
+                    map::stream_rows(simd, self.map, sheet.at, len, columns.len(), table);
                 } else if apart {
                     for row in 0..sheet.rows {
                         let at = sheet.at + row * sheet.stride;

@@ -93,3 +93,8 @@ pub use moments::Moments;
 pub use pool::{set_threads, threads};
 pub use simd::Level;
 pub use view::View;
+
+// The Rust how-to of the site: its code is tested with that of the comments.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/howto/rust.md")]
+struct HowTo;

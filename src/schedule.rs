@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Runs shorter than this are columns of a sheet, where there are enough rows.
-const SHORT_RUN: usize = 256;
+const SHORT_RUN: usize = 128;
 
 /// Runs shorter than this are columns of a sheet where there are no sums: a run has coefficients of
 /// its own to fetch, and two ends.

@@ -38,7 +38,7 @@ pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Su
         pool::for_each(plan.workers, plan.items(), |i| {
             state.reduce(level, terms, i % plan.blocks(), i / plan.blocks());
         });
-        (0..plan.blocks()).for_each(|block| state.total(block));
+        (0..plan.blocks()).for_each(|block| state.total(level, terms, block));
     }
     state.into_sums()
 }
@@ -112,7 +112,7 @@ where
         // SAFETY: one thread at a time handles a block, and what is touched here belongs to the
         // block's channels.
         unsafe {
-            state.total(block);
+            state.total(level, terms, block);
             let centers = state.centers.slice(channels.clone());
             let into: [_; N] = std::array::from_fn(|k| {
                 let base = k * plan.partition.view.channels;
@@ -266,11 +266,30 @@ impl<'a> State<'a> {
         }
     }
 
+    /// Adds up the chunks of a block, which are made again where `terms` says so.
+    ///
+    /// # Safety
+    /// Nobody else touches this block, and the inputs of `terms` hold the plan's view.
+    unsafe fn total<T: Terms>(&self, level: Level, terms: T, block: usize) {
+        let channels = self.plan.channels(block);
+        // SAFETY: handed on to the caller.
+        unsafe {
+            self.add_up(block);
+            let [values, _] = self.sums(block, 0);
+            if terms.recenter(channels.clone(), values, self.centers.slice(channels)) {
+                for chunk in 0..self.plan.partition.chunks {
+                    self.reduce(level, terms, block, chunk);
+                }
+                self.add_up(block);
+            }
+        }
+    }
+
     /// Adds up the chunks of a block: neighbours first, then pairs of neighbours, and so on.
     ///
     /// # Safety
     /// Nobody else touches the sums of this block.
-    unsafe fn total(&self, block: usize) {
+    unsafe fn add_up(&self, block: usize) {
         let mut step = 1;
         while step < self.plan.partition.chunks {
             for chunk in (0..self.plan.partition.chunks - step).step_by(2 * step) {

@@ -16,7 +16,7 @@ trained, without the framework that wrote the file.
 Results are the same bits for any number of threads and with any instruction set.
 """
 
-from rustbn import folding
+from rustbn import folding as folding
 from rustbn._config import empty_cache, get_num_threads, set_num_threads, show_config, threads
 from rustbn._rustbn import __version__
 from rustbn.functional import (
@@ -51,7 +51,6 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "empty_cache",
-    "folding",
     "get_num_threads",
     "moments",
     "set_num_threads",

@@ -102,7 +102,7 @@ class BatchNorm:
     See Also
     --------
     BatchNorm1d, BatchNorm2d, BatchNorm3d : The same, refusing inputs of another rank.
-    rustbn.functional.batch_norm : The function, without state.
+    rustbn.batch_norm : The function, without state.
 
     Notes
     -----

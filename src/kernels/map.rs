@@ -9,6 +9,12 @@ use super::reduce::Sheet;
 use crate::element::{Element, RealVector};
 use crate::simd::{LANES, STREAM_ALIGNMENT, Simd};
 
+/// Rows of a sheet that share a fetch of the coefficients, where they are narrow.
+const ROWS: usize = 4;
+
+/// Elements of a row that is narrow: so many rows are in the first-level cache, one after the other.
+const NARROW: usize = 128;
+
 /// The expression of an output.
 pub(crate) trait Map: Copy + Sync {
     /// What inputs and outputs are made of.
@@ -153,15 +159,28 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
     let mut row = 0;
     while row < sheet.rows {
         let at = sheet.at + row * sheet.stride;
-        let rows = if sheet.cols < sheet.stride && row + 2 <= sheet.rows { 2 } else { 1 };
+        let most = if sheet.stride <= NARROW {
+            ROWS
+        } else if sheet.cols < sheet.stride {
+            2
+        } else {
+            1
+        };
+        let rows = if row + most <= sheet.rows { most } else { 1 };
         let mut col = 0;
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
             while col + LANES <= sheet.cols {
-                columns(simd, map, [at + col, sheet.stride, rows, LANES], table.from(col));
+                let (at, table) = (at + col, table.from(col));
+                match rows {
+                    ROWS => columns(simd, map, [at, sheet.stride, ROWS, LANES], table),
+                    2 => columns(simd, map, [at, sheet.stride, 2, LANES], table),
+                    _ => columns(simd, map, [at, sheet.stride, 1, LANES], table),
+                }
                 if ahead > 0 {
-                    map.prefetch(simd, at + col + ahead);
-                    map.prefetch(simd, at + col + sheet.stride + ahead);
+                    for row in 0..rows {
+                        map.prefetch(simd, at + row * sheet.stride + ahead);
+                    }
                 }
                 col += LANES;
             }
@@ -189,12 +208,65 @@ unsafe fn columns<S: Simd, M: Map>(
     unsafe {
         let output = map.output();
         let coefficients = M::coefficients(simd, table, Fetch::Columns(n));
-        let value = map.value(simd, at, n, &coefficients);
-        if rows == 2 {
-            let below = map.value(simd, at + stride, n, &coefficients);
-            M::Element::store(simd, output.add(at + stride), n, below);
+        let first = map.value(simd, at, n, &coefficients);
+        let mut values = [first; ROWS];
+        for row in 1..rows {
+            values[row] = map.value(simd, at + row * stride, n, &coefficients);
         }
-        M::Element::store(simd, output.add(at), n, value);
+        for row in 0..rows {
+            M::Element::store(simd, output.add(at + row * stride), n, values[row]);
+        }
+    }
+}
+
+/// Writes the outputs of `len` elements at `at`, rows of `cols` columns without a gap, past the
+/// cache, several rows at a time where lines and rows are in step. `table` is as for [`stream`].
+///
+/// # Safety
+/// As [`stream`].
+#[inline(always)]
+pub(crate) unsafe fn stream_rows<S: Simd, M: Map>(
+    simd: S,
+    map: M,
+    mut at: usize,
+    mut len: usize,
+    cols: usize,
+    mut table: TableOf<M>,
+) {
+    // SAFETY: the offsets are within the elements, which the caller vouches for. Columns are counted
+    // from the first line boundary, so the table is read up to `head < LANES` columns beyond the
+    // first `cols`; without a head it is not read beyond them.
+    unsafe {
+        let head = head(map.output().add(at), len, Stores::Streamed);
+        if let Some(head) = head.filter(|_| cols <= NARROW && cols.is_multiple_of(LANES)) {
+            if head > 0 {
+                let coefficients = M::coefficients(simd, table, Fetch::Columns(head));
+                let value = map.value(simd, at, head, &coefficients);
+                M::Element::store(simd, map.output().add(at), head, value);
+                (at, len, table) = (at + head, len - head, table.from(head));
+            }
+            while len >= ROWS * cols {
+                for col in (0..cols).step_by(LANES) {
+                    let coefficients =
+                        M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
+                    let first = map.value(simd, at + col, LANES, &coefficients);
+                    let mut values = [first; ROWS];
+                    for row in 1..ROWS {
+                        values[row] = map.value(simd, at + row * cols + col, LANES, &coefficients);
+                    }
+                    for row in 0..ROWS {
+                        map.prefetch(simd, at + (row + ROWS) * cols + col);
+                        M::Element::stream(
+                            simd,
+                            map.output().add(at + row * cols + col),
+                            values[row],
+                        );
+                    }
+                }
+                (at, len) = (at + ROWS * cols, len - ROWS * cols);
+            }
+        }
+        stream(simd, map, at, len, cols, table, 0);
     }
 }
 

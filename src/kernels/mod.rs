@@ -18,6 +18,11 @@ pub(crate) mod reduce;
 use crate::element;
 use crate::simd::Vector;
 
+/// Channels that are dealt with side by side where there is work for each: they go through arrays of
+/// this length, which compilers make vectors of. A square root and a few divisions for each channel
+/// take a while one by one.
+pub(crate) const GROUP: usize = 8;
+
 /// Where a vector of per-channel values comes from.
 #[derive(Clone, Copy)]
 pub(crate) enum Fetch {

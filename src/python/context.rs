@@ -31,50 +31,34 @@ pub(super) struct Context {
 pub(super) enum Statistics {
     /// The batch.
     Batch(moments::Moments),
-    /// Running statistics, which are constants.
-    Running {
-        /// Mean of each channel.
-        mean: Vec<f64>,
-        /// Variance of each channel.
-        var: Vec<f64>,
-    },
+    /// Running statistics, which are constants: as the moments of one value.
+    Running(moments::Moments),
+}
+
+impl Statistics {
+    fn moments(&self) -> &moments::Moments {
+        let (Statistics::Batch(moments) | Statistics::Running(moments)) = self;
+        moments
+    }
 }
 
 impl Context {
     fn transformation(&self) -> PyResult<affine::Affine> {
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
-        Ok(match &self.statistics {
-            Statistics::Batch(moments) => {
-                affine::Affine::from_moments(moments, weight, bias, self.eps)?
-            }
-            Statistics::Running { mean, var } => {
-                affine::Affine::from_running(mean, var, weight, bias, self.eps)?
-            }
-        })
+        Ok(affine::Affine::from_moments(self.statistics.moments(), weight, bias, self.eps)?)
     }
 
     /// From dy to dx where the statistics were constants.
     fn derivative(&self) -> PyResult<affine::Affine> {
-        let zeros = vec![0.0; self.mean().len()];
+        let zeros = vec![0.0; self.statistics.moments().mean().len()];
         let scale = self.transformation()?.scale().to_vec();
         Ok(affine::Affine::new(zeros.clone(), scale, zeros)?)
     }
 
-    fn mean(&self) -> &[f64] {
-        match &self.statistics {
-            Statistics::Batch(moments) => moments.mean(),
-            Statistics::Running { mean, .. } => mean,
-        }
-    }
-
     fn invstd(&self, channel: usize) -> f64 {
-        match &self.statistics {
-            Statistics::Batch(moments) => {
-                let var = moments::biased_var(moments.count(), moments.m2()[channel]);
-                moments::invstd(var, self.eps)
-            }
-            Statistics::Running { var, .. } => moments::invstd(var[channel], self.eps),
-        }
+        let moments = self.statistics.moments();
+        let var = moments::biased_var(moments.count(), moments.m2()[channel]);
+        moments::invstd(var, self.eps)
     }
 }
 
@@ -85,7 +69,7 @@ impl Context {
     fn moments(&self) -> Option<nouns::Moments> {
         match &self.statistics {
             Statistics::Batch(moments) => Some(nouns::Moments(moments.clone())),
-            Statistics::Running { .. } => None,
+            Statistics::Running(_) => None,
         }
     }
 
@@ -179,7 +163,7 @@ pub(super) fn gradients<'py>(
     needs: Needs,
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(context.x.bind(py), context.axis as isize)?;
-    x.view.check_vector("x", context.mean())?;
+    x.view.check_vector("x", context.statistics.moments().mean())?;
     let dy = Input::dy(dy, &x)?;
     if out.is_some() && !needs.x {
         let expected = "None where needs leaves out \"x\"";
@@ -195,7 +179,7 @@ pub(super) fn gradients<'py>(
         (out, _) => {
             // Sums come first, since the output may be dy itself.
             let sums = if wants_weight || wants_bias {
-                Some(reduce(py, &dy, &x, context.mean())?)
+                Some(reduce(py, &dy, &x, context.statistics.moments())?)
             } else {
                 None
             };
@@ -245,17 +229,17 @@ pub(super) fn reduce(
     py: Python<'_>,
     dy: &Input<'_>,
     x: &Input<'_>,
-    mean: &[f64],
+    moments: &moments::Moments,
 ) -> PyResult<GradSums> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
     let view = x.view;
     Ok(with_element!(x.dtype, E => {
         let [dy, x] = [dy.pointer(), x.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: both are dense arrays of `view`, alive for the length of this call; `mean` has
-        // its channels.
+        // SAFETY: both are dense arrays of `view`, alive for the length of this call; the
+        // caller checked the channels of `moments`.
         released(py, bytes, move || unsafe {
-            backward::backward_reduce_raw(view, dy.get(), x.get(), mean, execution)
+            backward::backward_reduce_raw(view, dy.get(), x.get(), moments, execution)
         })
     }))
 }

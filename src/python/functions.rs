@@ -288,7 +288,7 @@ pub(super) fn batch_norm_forward<'py>(
         forward.infer()?;
         let running = forward.running.as_ref().expect("checked in evaluation");
         let (mean, var) = (running.mean.values.clone(), running.var.values.clone());
-        Statistics::Running { mean, var }
+        Statistics::Running(core::Moments::new(1, mean, var)?)
     };
     let context = Context {
         x: array::view(&forward.x.given)?.unbind(),
@@ -300,7 +300,7 @@ pub(super) fn batch_norm_forward<'py>(
     };
     let y = forward.finish(match &context.statistics {
         Statistics::Batch(moments) => Some(moments),
-        Statistics::Running { .. } => None,
+        Statistics::Running(_) => None,
     })?;
     Ok((y, context))
 }
@@ -428,7 +428,7 @@ pub(super) fn backward_reduce(
     let dy = Input::dy(dy, &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
-    Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments.mean())?))
+    Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments)?))
 }
 
 /// Gradient with respect to x from statistics and sums: the second half of backward.

@@ -4,15 +4,15 @@ use super::pair::Pair;
 use super::{Kernel, Simd, Vector};
 use core::arch::x86_64::*;
 
-/// Proof that the processor has AVX2 and F16C.
+/// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx2(());
 
 /// Runs `kernel` compiled for AVX2.
 ///
 /// # Safety
-/// The processor has AVX2 and F16C. That of the kernel's `run` beside.
-#[target_feature(enable = "avx2,f16c")]
+/// The processor has AVX2, FMA and F16C. That of the kernel's `run` beside.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: handed on to the caller.
     unsafe { kernel.run(Avx2(())) }
@@ -85,10 +85,26 @@ impl Vector for F32x8 {
 
     #[inline(always)]
     unsafe fn store_partial(self, p: *mut f32, n: usize) {
-        // SAFETY: see the impl; `n <= 8`.
+        // SAFETY: see the impl; each part is counted by a bit of `n`.
         unsafe {
-            let mask = _mm256_loadu_si256(MASK.as_ptr().add(8 - n).cast());
-            _mm256_maskstore_ps(p, mask, self.0);
+            if n >= 8 {
+                return self.store(p);
+            }
+            let mut rest = _mm256_castps256_ps128(self.0);
+            let mut p = p;
+            if n & 4 != 0 {
+                _mm_storeu_ps(p, rest);
+                rest = _mm256_extractf128_ps::<1>(self.0);
+                p = p.add(4);
+            }
+            if n & 2 != 0 {
+                _mm_storel_pd(p.cast(), _mm_castps_pd(rest));
+                rest = _mm_movehl_ps(rest, rest);
+                p = p.add(2);
+            }
+            if n & 1 != 0 {
+                _mm_store_ss(p, rest);
+            }
         }
     }
 
@@ -107,6 +123,12 @@ impl Vector for F32x8 {
                 F64x4(_mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self.0))),
             )
         }
+    }
+
+    #[inline(always)]
+    fn add_exact_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        F32x8(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
     }
 }
 
@@ -161,6 +183,12 @@ impl Vector for F64x4 {
     #[inline(always)]
     fn widen(self) -> Self {
         self
+    }
+
+    #[inline(always)]
+    fn add_exact_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        F64x4(unsafe { _mm256_fmadd_pd(a.0, b.0, self.0) })
     }
 }
 

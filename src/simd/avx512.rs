@@ -105,6 +105,12 @@ impl Vector for F32x16 {
             )
         }
     }
+
+    #[inline(always)]
+    fn add_exact_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        F32x16(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+    }
 }
 
 // SAFETY (all of the impl): as for `F32x16`.
@@ -152,6 +158,12 @@ impl Vector for F64x8 {
     #[inline(always)]
     fn widen(self) -> Self {
         self
+    }
+
+    #[inline(always)]
+    fn add_exact_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        F64x8(unsafe { _mm512_fmadd_pd(a.0, b.0, self.0) })
     }
 }
 

@@ -110,6 +110,17 @@ where
         assert_eq!(stored(va - vb), expected(|x, y| x - y));
         assert_eq!(stored(va * vb), expected(|x, y| x * y));
         assert_eq!(stored(V::splat(a[3])), bits(&[a[3]; LANES]));
+        // Numbers of a few bits, whose products are exact in either type.
+        let few = |values: [V::Scalar; LANES]| {
+            values.map(|x| V::Scalar::from_f64((x.to_f64() * 64.0).round() / 64.0))
+        };
+        let (fa, fb) = (few(a), few(b));
+        let sums = std::array::from_fn::<_, LANES, _>(|i| {
+            let exact = fa[i].to_f64() * fb[i].to_f64();
+            V::Scalar::from_f64(a[i].to_f64() + exact)
+        });
+        let fused = va.add_exact_product(V::load(fa.as_ptr()), V::load(fb.as_ptr()));
+        assert_eq!(stored(fused), bits(&sums));
 
         let mut first = [zero; LANES];
         first[..n].copy_from_slice(&a[..n]);
@@ -163,7 +174,13 @@ pub(super) fn verbs<E: Element<Real = E> + Real>(level: Level) {
         let mut random = Random(seed as u64);
         let mut values =
             |n: usize| -> Vec<E> { (0..n).map(|_| E::from_f64(random.value())).collect() };
-        let (x, dy) = (values(view.len()), values(view.len()));
+        let (mut x, dy) = (values(view.len()), values(view.len()));
+        // Every third shape is far from zero in every channel, every third in some channels.
+        for (i, x) in x.iter_mut().enumerate() {
+            if seed % 3 == 1 || seed % 3 == 2 && (i / inner) % 2 == 1 {
+                *x = E::from_f64(x.to_f64() + 100.0);
+            }
+        }
         let parameters: Vec<f64> = (0..channels).map(|c| 0.5 + c as f64).collect();
         let expected =
             outputs(view, &x, &dy, &parameters, Execution { level: Level::Scalar, threads: 1 });
@@ -202,7 +219,7 @@ fn outputs<E: Element<Real = E> + Real>(
     again.copy_from_slice(x);
     apply_in_place(view, &mut again, &affine, execution).unwrap();
     assert_eq!(bits(&again), bits(&y));
-    let reduced = backward_reduce(view, dy, x, halves.mean(), execution).unwrap();
+    let reduced = backward_reduce(view, dy, x, &halves, execution).unwrap();
     assert_eq!(reduced, sums);
     backward_apply(view, dy, x, &halves, &reduced, Some(weight), eps, &mut again, execution)
         .unwrap();

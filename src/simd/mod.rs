@@ -6,8 +6,9 @@
 //!
 //! 1. Sixteen lanes everywhere, of `f32` and of `f64` alike: one register, or a
 //!    [`Pair`](pair::Pair) of halves, recursively.
-//! 2. Multiply and add are separate instructions. A fused multiply-add rounds once where the
-//!    portable level rounds twice.
+//! 2. Multiply and add are separate instructions, for a fused multiply-add rounds once where the
+//!    portable level rounds twice. The exception is a product that is exact: then the two are the
+//!    same, and [`Vector::add_exact_product`] may fuse them.
 //! 3. Lanes are folded by one tree, [`fold`], in ordinary code.
 //!
 //! A new instruction set is one file (its registers as [`Vector`]s and a token), one [`Level`], and
@@ -126,6 +127,11 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
 
     /// Each lane in `f64`, exactly.
     fn widen(self) -> Self::Wide;
+
+    /// `self + a * b`, where each product is exact in this type: the same bits whether the
+    /// processor fuses the two operations or not. Of other products nothing is promised.
+    #[must_use]
+    fn add_exact_product(self, a: Self, b: Self) -> Self;
 }
 
 /// An instruction set, and the proof that this processor has it: only [`Level::run`] hands one out.
@@ -173,7 +179,7 @@ pub(crate) fn fold(mut lanes: [f64; LANES]) -> f64 {
 pub enum Level {
     /// Portable code, sixteen-element arrays.
     Scalar,
-    /// x86-64 with AVX2 and F16C.
+    /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
@@ -190,7 +196,10 @@ impl Level {
         let mut levels = vec![Level::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 levels.push(Level::Avx2);
             }
             if is_x86_feature_detected!("avx512f")

@@ -42,7 +42,7 @@ operators!(F32x4, vaddq_f32, vsubq_f32, vmulq_f32);
 operators!(F64x2, vaddq_f64, vsubq_f64, vmulq_f64);
 
 macro_rules! vector {
-    ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr) => {
+    ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr, $fma:ident) => {
         // SAFETY (all of the impl): the caller vouches for NEON and for the elements touched; a
         // tail of `n <= LANES` elements is copied to or from an array of `LANES`.
         impl Vector for $vector {
@@ -99,11 +99,17 @@ macro_rules! vector {
                 // SAFETY: `self` exists, so the processor has NEON.
                 unsafe { $widen(self.0) }
             }
+
+            #[inline(always)]
+            fn add_exact_product(self, a: Self, b: Self) -> Self {
+                // SAFETY: `self` exists, so the processor has NEON.
+                $vector(unsafe { $fma(self.0, a.0, b.0) })
+            }
         }
     };
 }
-vector!(F32x4, f32, Pair<F64x2>, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, widen);
-vector!(F64x2, f64, F64x2, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, same);
+vector!(F32x4, f32, Pair<F64x2>, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, widen, vfmaq_f32);
+vector!(F64x2, f64, F64x2, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, same, vfmaq_f64);
 
 /// Two `f64` as they are.
 ///

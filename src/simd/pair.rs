@@ -93,4 +93,9 @@ impl<V: Vector> Vector for Pair<V> {
     fn widen(self) -> Self::Wide {
         Pair(self.0.widen(), self.1.widen())
     }
+
+    #[inline(always)]
+    fn add_exact_product(self, a: Self, b: Self) -> Self {
+        Pair(self.0.add_exact_product(a.0, b.0), self.1.add_exact_product(a.1, b.1))
+    }
 }

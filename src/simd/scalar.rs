@@ -91,6 +91,11 @@ where
     fn widen(self) -> Lanes<f64> {
         Lanes(self.0.map(Into::into))
     }
+
+    #[inline(always)]
+    fn add_exact_product(self, a: Self, b: Self) -> Self {
+        self + a * b
+    }
 }
 
 #[cfg(test)]
