@@ -70,7 +70,7 @@ class BatchNorm:
     dtype : float32 or float64, default float32
         Of the parameters, gradients and running statistics. It need not be that of `x`.
     convention : {"torch", "keras", "flax", "onnx"}, default "torch"
-        Whose batch normalization this is, see :mod:`rustbn.conventions`. It sets the defaults of
+        Whose batch normalization this is, see `rustbn.conventions`. It sets the defaults of
         `eps` and `momentum`, the direction of `momentum`, whether the running variance is made of
         unbiased variances, and the names of entries in `state_dict` and `load_state_dict`, so that
         training continues as it would have there. `axis` is yours to say.

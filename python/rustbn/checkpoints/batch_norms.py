@@ -43,7 +43,7 @@ class BatchNormState:
     num_batches_tracked : int or None
         None where the checkpoint has none.
     convention : str
-        Whose batch norm it is, see :mod:`rustbn.conventions`.
+        Whose batch norm it is, see `rustbn.conventions`.
     eps : float
         Added to the variance.
     momentum : float
@@ -223,7 +223,7 @@ def load(
         weights of a Keras model by path.
     convention : {"torch", "keras", "flax", "onnx"}, optional
         Whose entry names to look for, and whose eps and momentum to assume; see
-        :mod:`rustbn.conventions`. The default is "onnx" for ONNX models, whose graphs say what is
+        `rustbn.conventions`. The default is "onnx" for ONNX models, whose graphs say what is
         a batch norm, and "torch" for everything else.
     eps : float or mapping of str to float, optional
         Of all batch norms, or of those named; checkpoints of PyTorch, Keras and Flax do not hold
@@ -305,7 +305,7 @@ def to_entries(
     batch_norms : mapping of str to BatchNorm or BatchNormState
         By the names of the modules; a `BatchNorms` for one.
     convention : {"torch", "keras", "flax", "onnx"}, default "torch"
-        Whose names; see :mod:`rustbn.conventions`.
+        Whose names; see `rustbn.conventions`.
 
     Returns
     -------
