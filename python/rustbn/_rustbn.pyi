@@ -99,6 +99,17 @@ class Affine:
     def __call__(
         self, x: _Array, *, axis: int = 1, out: NDArray[Any] | None = None
     ) -> NDArray[Any]: ...
+    def fold_into_linear(
+        self, weight: _Array, bias: _Array | None = None, *, axis: int = 0
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    def fold_into_conv(
+        self,
+        weight: _Array,
+        bias: _Array | None = None,
+        *,
+        transposed: bool = False,
+        groups: int = 1,
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
 

@@ -22,11 +22,13 @@ macro_rules! scalar {
 }
 scalar! {
     training: bool, "a bool", "";
+    transposed: bool, "a bool", "";
     momentum: f64, "a real number", "finite";
     eps: f64, "a real number", "finite";
     ddof: f64, "a real number", "finite";
     axis: isize, "a whole number", "within 64 bits";
     count: u64, "a whole number", "0 or more, within 64 bits";
+    groups: isize, "a whole number", "within 64 bits";
     n: isize, "a whole number", "within 64 bits";
 }
 

@@ -6,6 +6,7 @@ use super::run::{Raw, execution, released};
 use crate::{affine, forward, grad_sums, moments};
 use numpy::PyArray1;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 type Array<'py> = Bound<'py, PyArray1<f64>>;
 
@@ -458,6 +459,64 @@ impl Affine {
         out.finish()
     }
 
+    /// Fold into the linear layer before: `rustbn.folding.fold_into_linear`.
+    ///
+    /// Parameters
+    /// ----------
+    /// weight : array, shape (outputs, inputs)
+    ///     float64, float32, float16 or bfloat16; (inputs, outputs) with ``axis=1``.
+    /// bias : array, shape (outputs,), optional
+    ///     Zero where absent.
+    /// axis : int, default 0
+    ///     Axis of `weight` along which its outputs lie.
+    ///
+    /// Returns
+    /// -------
+    /// weight, bias : array
+    ///     Of the layer that does both; new arrays of the weight's dtype.
+    #[pyo3(signature = (weight, bias=None, *, axis=0))]
+    fn fold_into_linear<'py>(
+        slf: &Bound<'py, Self>,
+        weight: &Bound<'py, PyAny>,
+        bias: Option<&Bound<'py, PyAny>>,
+        #[pyo3(from_py_with = argument::axis)] axis: isize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let options = PyDict::new(slf.py());
+        options.set_item("axis", axis)?;
+        fold("fold_into_linear", slf, weight, bias, &options)
+    }
+
+    /// Fold into the convolution before: `rustbn.folding.fold_into_conv`.
+    ///
+    /// Parameters
+    /// ----------
+    /// weight : array, shape (outputs, inputs / groups, ...)
+    ///     float64, float32, float16 or bfloat16; (inputs, outputs / groups, ...) where transposed.
+    /// bias : array, shape (outputs,), optional
+    ///     Zero where absent.
+    /// transposed : bool, default False
+    ///     Whether it is a transposed convolution.
+    /// groups : int, default 1
+    ///     As given to the convolution.
+    ///
+    /// Returns
+    /// -------
+    /// weight, bias : array
+    ///     Of the convolution that does both; new arrays of the weight's dtype.
+    #[pyo3(signature = (weight, bias=None, *, transposed=false, groups=1))]
+    fn fold_into_conv<'py>(
+        slf: &Bound<'py, Self>,
+        weight: &Bound<'py, PyAny>,
+        bias: Option<&Bound<'py, PyAny>>,
+        #[pyo3(from_py_with = argument::transposed)] transposed: bool,
+        #[pyo3(from_py_with = argument::groups)] groups: isize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let options = PyDict::new(slf.py());
+        options.set_item("transposed", transposed)?;
+        options.set_item("groups", groups)?;
+        fold("fold_into_conv", slf, weight, bias, &options)
+    }
+
     fn __reduce__<'py>(
         &self,
         py: Python<'py>,
@@ -477,6 +536,18 @@ impl Affine {
             self.bias(py).repr()?
         ))
     }
+}
+
+/// Calls a function of `rustbn.folding`, where the formulas are.
+fn fold<'py>(
+    function: &str,
+    affine: &Bound<'py, Affine>,
+    weight: &Bound<'py, PyAny>,
+    bias: Option<&Bound<'py, PyAny>>,
+    options: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let folding = affine.py().import("rustbn.folding")?;
+    folding.call_method(function, (affine, weight, bias), Some(options))
 }
 
 /// Sends `x` through `affine` to `out`.
