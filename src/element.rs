@@ -17,11 +17,18 @@ pub trait Real: Element<Real = Self> + private::Sealed {
     /// The largest finite value.
     const MAX: Self;
 
+    /// The least positive value.
+    const LEAST: Self;
+
     /// Rounds to this type.
     fn from_f64(value: f64) -> Self;
 
     /// This value, exactly.
     fn to_f64(self) -> f64;
+
+    /// The greatest value below this one.
+    #[must_use]
+    fn next_below(self) -> Self;
 }
 
 /// A storage type.
@@ -91,6 +98,7 @@ macro_rules! real {
             type Vector<S: Simd> = S::$vector;
 
             const MAX: Self = <$real>::MAX;
+            const LEAST: Self = <$real>::from_bits(1);
 
             #[inline(always)]
             fn from_f64(value: f64) -> Self {
@@ -100,6 +108,11 @@ macro_rules! real {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 self.into()
+            }
+
+            #[inline(always)]
+            fn next_below(self) -> Self {
+                self.next_down()
             }
         }
 

@@ -9,22 +9,22 @@ use crate::simd::Simd;
 
 /// The expression of the gradient through an activation.
 #[derive(Clone, Copy)]
-pub(crate) struct GateMap<E, G> {
+pub(crate) struct GateMap<E> {
     /// Gradient with respect to the output.
     pub(crate) dy: *const E,
     /// Input of the forward pass.
     pub(crate) x: *const E,
     /// What came after normalisation.
-    pub(crate) then: Then<E, G>,
+    pub(crate) then: Then<E, Gate>,
     /// Gradient with respect to `z`.
     pub(crate) dz: *mut E,
 }
 
 // SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and
 // for no two threads sharing a part of the output.
-unsafe impl<E: Sync, G: Sync> Sync for GateMap<E, G> {}
+unsafe impl<E: Sync> Sync for GateMap<E> {}
 
-impl<E: Element, G: Gate> Map for GateMap<E, G> {
+impl<E: Element> Map for GateMap<E> {
     type Element = E;
     type Coefficients<S: Simd> = [RealVector<S, E>; 4];
     const COEFFICIENTS: usize = 4;

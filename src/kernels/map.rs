@@ -23,6 +23,8 @@ pub(crate) trait Map: Copy + Sync {
     type Coefficients<S: Simd>: Copy;
     /// How many coefficients a channel has.
     const COEFFICIENTS: usize;
+    /// Whether the code of the expression is so long that one copy of it has to do for all loops.
+    const LONG: bool = false;
 
     /// The output's memory.
     fn output(self) -> *mut Self::Element;
@@ -84,6 +86,36 @@ pub(crate) enum Stores {
     Ordinary,
     /// Past it.
     Streamed,
+}
+
+/// Writes the outputs of the `len` elements at `at`, vector by vector, through the cache. One loop for
+/// expressions of which there should be one copy.
+///
+/// # Safety
+/// Inputs and output hold the elements; the output is one of the inputs or shares no memory with
+/// them; `table` holds the coefficients of the run's channel, or else of `len` columns.
+#[inline(always)]
+pub(crate) unsafe fn plain<S: Simd, M: Map>(
+    simd: S,
+    map: M,
+    at: usize,
+    len: usize,
+    table: TableOf<M>,
+    of_run: bool,
+) {
+    for i in (0..len).step_by(LANES) {
+        let n = LANES.min(len - i);
+        // SAFETY: the offsets are within the elements, which the caller vouches for.
+        unsafe {
+            let coefficients = if of_run {
+                M::coefficients(simd, table, Fetch::Run)
+            } else {
+                M::coefficients(simd, table.from(i), Fetch::Columns(n))
+            };
+            let value = map.value(simd, at + i, n, &coefficients);
+            M::Element::store(simd, map.output().add(at + i), n, value);
+        }
+    }
 }
 
 /// Writes the outputs of the run of `len` elements at `at`.

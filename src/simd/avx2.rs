@@ -1,7 +1,7 @@
 //! AVX2: eight `f32` or four `f64` a register.
 
 use super::pair::Pair;
-use super::{Kernel, Simd, Vector};
+use super::{Double, EXPONENT, Kernel, Simd, Vector};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -46,8 +46,8 @@ pub struct F32x8(__m256);
 #[derive(Clone, Copy)]
 pub struct F64x4(__m256d);
 
-operators!(F32x8, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps);
-operators!(F64x4, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd);
+operators!(F32x8, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps);
+operators!(F64x4, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd, _mm256_div_pd);
 
 // SAFETY (all of the impl): the caller vouches for AVX2 and for the elements touched; masked
 // instructions touch, and fault on, no lane whose mask is zero.
@@ -126,6 +126,20 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    fn narrow(wide: Self::Wide) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F32x8(unsafe { _mm256_set_m128(_mm256_cvtpd_ps(wide.1.0), _mm256_cvtpd_ps(wide.0.0)) })
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F32x8(unsafe {
+            _mm256_blendv_ps(otherwise.0, then.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0))
+        })
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F32x8(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
@@ -186,9 +200,33 @@ impl Vector for F64x4 {
     }
 
     #[inline(always)]
+    fn narrow(wide: Self) -> Self {
+        wide
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x4(unsafe {
+            _mm256_blendv_pd(otherwise.0, then.0, _mm256_cmp_pd::<_CMP_LT_OQ>(a.0, b.0))
+        })
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F64x4(unsafe { _mm256_fmadd_pd(a.0, b.0, self.0) })
+    }
+}
+
+impl Double for F64x4 {
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x4(unsafe {
+            let sum = _mm256_add_pd(self.0, _mm256_set1_pd(EXPONENT));
+            _mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(sum)))
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! AVX-512: sixteen `f32` or eight `f64` a register, and masks for the tails.
 
 use super::pair::Pair;
-use super::{Kernel, Simd, Vector};
+use super::{Double, EXPONENT, Kernel, Simd, Vector};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX-512 F, BW, DQ and VL.
@@ -43,8 +43,8 @@ pub struct F32x16(__m512);
 #[derive(Clone, Copy)]
 pub struct F64x8(__m512d);
 
-operators!(F32x16, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps);
-operators!(F64x8, _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd);
+operators!(F32x16, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps);
+operators!(F64x8, _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd);
 
 /// The mask of the first `n` lanes.
 #[inline(always)]
@@ -107,6 +107,24 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn narrow(wide: Self::Wide) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F32x16(unsafe {
+            let low = _mm512_castps256_ps512(_mm512_cvtpd_ps(wide.0.0));
+            _mm512_insertf32x8::<1>(low, _mm512_cvtpd_ps(wide.1.0))
+        })
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F32x16(unsafe {
+            let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0);
+            _mm512_mask_blend_ps(less, otherwise.0, then.0)
+        })
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F32x16(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
@@ -161,9 +179,34 @@ impl Vector for F64x8 {
     }
 
     #[inline(always)]
+    fn narrow(wide: Self) -> Self {
+        wide
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x8(unsafe {
+            let less = _mm512_cmp_pd_mask::<_CMP_LT_OQ>(a.0, b.0);
+            _mm512_mask_blend_pd(less, otherwise.0, then.0)
+        })
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F64x8(unsafe { _mm512_fmadd_pd(a.0, b.0, self.0) })
+    }
+}
+
+impl Double for F64x8 {
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x8(unsafe {
+            let sum = _mm512_add_pd(self.0, _mm512_set1_pd(EXPONENT));
+            _mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(sum)))
+        })
     }
 }
 

@@ -1,10 +1,11 @@
 //! What [`conforms!`](super::conforms) asks of an instruction set.
 
-use super::{Kernel, LANES, Level, Simd, Vector};
+use super::{Double, Kernel, LANES, Level, Simd, Vector};
+use crate::backward::{Gating, Upstream, batch_norm_backward_raw};
 use crate::element::{Element, Real};
 use crate::{
-    Affine, Caches, Execution, View, apply, apply_in_place, backward_apply, backward_reduce,
-    batch_norm, batch_norm_backward, moments,
+    Activation, Affine, Caches, Epilogue, Execution, View, apply, apply_in_place, backward_apply,
+    backward_reduce, batch_norm, batch_norm_backward, epilogue_backward, moments,
 };
 
 /// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it:
@@ -109,6 +110,21 @@ where
         assert_eq!(stored(va + vb), expected(|x, y| x + y));
         assert_eq!(stored(va - vb), expected(|x, y| x - y));
         assert_eq!(stored(va * vb), expected(|x, y| x * y));
+        assert_eq!(stored(va / vb), expected(|x, y| x / y));
+        let selected = std::array::from_fn::<_, LANES, _>(|i| {
+            if a[i].to_f64() < b[i].to_f64() { a[i] } else { zero }
+        });
+        assert_eq!(stored(V::select_less(va, vb, va, V::splat(zero))), bits(&selected));
+        let nan = V::splat(V::Scalar::from_f64(f64::NAN));
+        assert_eq!(stored(V::select_less(nan, vb, va, vb)), bits(&b));
+        assert_eq!(stored(V::select_less(va, nan, va, vb)), bits(&b));
+        let thirds: [f64; LANES] = std::array::from_fn(|i| a[i].to_f64() / 3.0);
+        let narrow = V::narrow(V::Wide::load(thirds.as_ptr()));
+        assert_eq!(stored(narrow), bits(&thirds.map(V::Scalar::from_f64)));
+        let powers: [f64; LANES] = std::array::from_fn(|i| (i * 2045 / 15) as f64 - 1022.0);
+        let mut two_to_the = [0.0; LANES];
+        V::Wide::load(powers.as_ptr()).power_of_two().store(two_to_the.as_mut_ptr());
+        assert_eq!(two_to_the, powers.map(f64::exp2));
         assert_eq!(stored(V::splat(a[3])), bits(&[a[3]; LANES]));
         // Numbers of a few bits, whose products are exact in either type.
         let few = |values: [V::Scalar; LANES]| {
@@ -145,6 +161,17 @@ where
         assert_eq!(wide.map(f64::to_bits).to_vec(), bits(&a));
     }
 }
+
+const ACTIVATIONS: [Activation; 8] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::Relu6,
+    Activation::LeakyRelu(0.3),
+    Activation::Silu,
+    Activation::Hardswish,
+    Activation::Sigmoid,
+    Activation::Tanh,
+];
 
 /// Every verb over shapes that reach every loop, on one thread and on three, against the portable
 /// level on one.
@@ -206,13 +233,14 @@ fn outputs<E: Element<Real = E> + Real>(
     execution: Execution,
 ) -> Vec<u64> {
     let eps = 1e-5;
+    let none = Epilogue::default();
     let bits = |values: &[E]| values.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
     let bits64 = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let empty = || vec![E::from_f64(0.0); view.len()];
 
     let (mut y, mut dx) = (empty(), empty());
     let statistics =
-        batch_norm(view, x, Some(weight), Some(weight), eps, &mut y, execution).unwrap();
+        batch_norm(view, x, Some(weight), Some(weight), eps, none, &mut y, execution).unwrap();
     let sums = batch_norm_backward(view, dy, x, &statistics, Some(weight), eps, &mut dx, execution)
         .unwrap();
 
@@ -220,10 +248,10 @@ fn outputs<E: Element<Real = E> + Real>(
     assert_eq!(halves, statistics);
     let affine = Affine::from_moments(&halves, Some(weight), Some(weight), eps).unwrap();
     let mut again = empty();
-    apply(view, x, &affine, &mut again, execution).unwrap();
+    apply(view, x, &affine, none, &mut again, execution).unwrap();
     assert_eq!(bits(&again), bits(&y));
     again.copy_from_slice(x);
-    apply_in_place(view, &mut again, &affine, execution).unwrap();
+    apply_in_place(view, &mut again, &affine, none, execution).unwrap();
     assert_eq!(bits(&again), bits(&y));
     let reduced = backward_reduce(view, dy, x, &halves, execution).unwrap();
     assert_eq!(reduced, sums);
@@ -231,7 +259,49 @@ fn outputs<E: Element<Real = E> + Real>(
         .unwrap();
     assert_eq!(bits(&again), bits(&dx));
 
+    let mut epilogues = Vec::new();
+    for activation in ACTIVATIONS {
+        for residual in [None, Some(dy)] {
+            let epilogue = Epilogue { residual, activation };
+            apply(view, x, &affine, epilogue, &mut again, execution).unwrap();
+            epilogues.extend(bits(&again));
+            if activation.check_training().is_err() {
+                continue;
+            }
+            let mut y = empty();
+            batch_norm(view, x, Some(weight), Some(weight), eps, epilogue, &mut y, execution)
+                .unwrap();
+            assert_eq!(bits(&y), bits(&again));
+            // Backward in two steps and in one.
+            let (mut dz, mut dx) = (empty(), empty());
+            epilogue_backward(view, dy, x, &affine, epilogue, &mut dz, execution).unwrap();
+            let sums =
+                batch_norm_backward(view, &dz, x, &halves, Some(weight), eps, &mut dx, execution)
+                    .unwrap();
+            let dz = again.as_mut_ptr();
+            let gate = Some(Gating { epilogue: epilogue.raw(), affine: &affine, dz });
+            let upstream = Upstream { dy: dy.as_ptr(), gate };
+            // SAFETY: all are exactly the elements of `view`, and dx in place of dz is allowed.
+            let fused = unsafe {
+                batch_norm_backward_raw(
+                    view,
+                    upstream,
+                    x.as_ptr(),
+                    &halves,
+                    Some(weight),
+                    eps,
+                    dz,
+                    execution,
+                )
+            };
+            assert_eq!(fused, sums);
+            assert_eq!(bits(&again), bits(&dx));
+            epilogues.extend(bits(&dx));
+        }
+    }
+
     [
+        epilogues,
         bits(&y),
         bits(&dx),
         bits64(statistics.mean()),

@@ -1,8 +1,8 @@
 //! Two vectors as one of twice the lanes: the low half first in memory. Pairs of pairs make sixteen
 //! lanes out of any register.
 
-use super::Vector;
-use std::ops::{Add, Mul, Sub};
+use super::{Double, Vector};
+use std::ops::{Add, Div, Mul, Sub};
 
 /// Two halves, the low lanes first.
 #[derive(Clone, Copy)]
@@ -29,6 +29,21 @@ impl<V: Mul<Output = V>> Mul for Pair<V> {
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
         Pair(self.0 * other.0, self.1 * other.1)
+    }
+}
+
+impl<V: Div<Output = V>> Div for Pair<V> {
+    type Output = Self;
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Pair(self.0 / other.0, self.1 / other.1)
+    }
+}
+
+impl<V: Double> Double for Pair<V> {
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        Pair(self.0.power_of_two(), self.1.power_of_two())
     }
 }
 
@@ -92,6 +107,19 @@ impl<V: Vector> Vector for Pair<V> {
     #[inline(always)]
     fn widen(self) -> Self::Wide {
         Pair(self.0.widen(), self.1.widen())
+    }
+
+    #[inline(always)]
+    fn narrow(wide: Self::Wide) -> Self {
+        Pair(V::narrow(wide.0), V::narrow(wide.1))
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        Pair(
+            V::select_less(a.0, b.0, then.0, otherwise.0),
+            V::select_less(a.1, b.1, then.1, otherwise.1),
+        )
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The portable level: arrays of sixteen, left to the compiler. Also the oracle of the others.
 
-use super::{LANES, Simd, Vector};
-use std::ops::{Add, Mul, Sub};
+use super::{Double, EXPONENT, LANES, Simd, Vector};
+use std::ops::{Add, Div, Mul, Sub};
 
 /// The token of portable code, which every processor runs.
 #[derive(Clone, Copy)]
@@ -39,12 +39,40 @@ macro_rules! operator {
 operator!(Add, add, +);
 operator!(Sub, sub, -);
 operator!(Mul, mul, *);
+operator!(Div, div, /);
+
+/// Rounding from `f64`.
+trait Narrow {
+    fn narrow(wide: f64) -> Self;
+}
+
+impl Narrow for f32 {
+    #[inline(always)]
+    fn narrow(wide: f64) -> f32 {
+        wide as f32
+    }
+}
+
+impl Narrow for f64 {
+    #[inline(always)]
+    fn narrow(wide: f64) -> f64 {
+        wide
+    }
+}
+
+impl Double for Lanes<f64> {
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        Lanes(self.0.map(|x| f64::from_bits((x + EXPONENT).to_bits() << 52)))
+    }
+}
 
 // SAFETY (all of the impl): no instruction set is asked for, and no more than the elements that the
 // caller vouched for are touched.
 impl<T> Vector for Lanes<T>
 where
-    T: Copy + Default + Into<f64> + Add<Output = T> + Sub<Output = T> + Mul<Output = T>,
+    T: Copy + Default + Into<f64> + Narrow + PartialOrd,
+    T: Add<Output = T> + Sub<Output = T> + Mul<Output = T> + Div<Output = T>,
 {
     type Scalar = T;
     type Wide = Lanes<f64>;
@@ -90,6 +118,21 @@ where
     #[inline(always)]
     fn widen(self) -> Lanes<f64> {
         Lanes(self.0.map(Into::into))
+    }
+
+    #[inline(always)]
+    fn narrow(wide: Lanes<f64>) -> Self {
+        Lanes(wide.0.map(T::narrow))
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, mut otherwise: Self) -> Self {
+        for i in 0..LANES {
+            if a.0[i] < b.0[i] {
+                otherwise.0[i] = then.0[i];
+            }
+        }
+        otherwise
     }
 
     #[inline(always)]
