@@ -78,6 +78,11 @@ pub(crate) struct RawEpilogue<E> {
     pub(crate) activation: Activation,
 }
 
+// SAFETY: the residual is only read by the raw verbs, whose callers vouch for it.
+unsafe impl<E: Sync> Send for RawEpilogue<E> {}
+// SAFETY: as above.
+unsafe impl<E: Sync> Sync for RawEpilogue<E> {}
+
 impl<E> RawEpilogue<E> {
     /// Whether nothing comes after.
     pub(crate) fn is_none(&self) -> bool {
@@ -298,8 +303,9 @@ impl Function for Smooth {
         let z = z.widen();
         V::narrow(match self {
             Smooth::Silu => {
-                let (numerator, denominator) = sigmoid(z);
-                z * numerator / denominator
+                // What is 0 beyond the least exponent stays so.
+                let least = splat::<V::Wide>(LEAST_EXPONENT);
+                sigmoid_times(z, V::Wide::select_less(z, least, least, z))
             }
             Smooth::Hardswish => {
                 let (zero, six) = (splat::<V::Wide>(0.0), splat::<V::Wide>(6.0));
@@ -307,25 +313,32 @@ impl Function for Smooth {
                 let ramp = V::Wide::select_less(ramp, zero, zero, ramp);
                 z * V::Wide::select_less(six, ramp, six, ramp) / six
             }
-            Smooth::Sigmoid => {
-                let (numerator, denominator) = sigmoid(z);
-                numerator / denominator
-            }
+            Smooth::Sigmoid => sigmoid_times(z, splat(1.0)),
             Smooth::Tanh => tanh(z),
         })
     }
 }
 
-/// Numerator and denominator of `1 / (1 + exp(-z))`, of which no exponential overflows: `1` or `a`,
-/// and `1 + a`, with `a = exp(-|z|)`.
+/// `factor / (1 + exp(-z))`, as `factor / (1 + a)` or `factor a / (1 + a)` with `a = exp(-|z|)`, which
+/// does not overflow. What rounding leaves of `a` and of the denominator is kept.
 #[inline(always)]
-fn sigmoid<W: Vector<Scalar = f64> + Double>(z: W) -> (W, W) {
+fn sigmoid_times<W: Vector<Scalar = f64> + Double>(z: W, factor: W) -> W {
     let (zero, one) = (splat::<W>(0.0), splat::<W>(1.0));
     let [power, rest] = exponential(W::select_less(z, zero, z, zero - z));
     // Powers below 2⁻¹⁰²² in two steps.
     let half = round(power * splat(0.5));
-    let a = (one + rest) * half.power_of_two() * (power - half).power_of_two();
-    (W::select_less(z, zero, a, one), one + a)
+    let (scale, again) = (half.power_of_two(), (power - half).power_of_two());
+    let high = one + rest;
+    let low = one - high + rest;
+    let a = high * scale * again;
+    let denominator = one + a;
+    let missing = one - denominator + a + low * scale * again;
+    // With the factor before the scale, little is lost to subnormal numbers.
+    let above = factor * W::select_less(z, zero, high, one);
+    let left = factor * W::select_less(z, zero, low, zero);
+    let quotient = above / denominator;
+    let quotient = quotient + (left - quotient * missing) / denominator;
+    W::select_less(z, zero, quotient * scale * again, quotient)
 }
 
 /// `e / (e + 2)`, with `e = exp(2 |z|) - 1` and the sign of `z`.
@@ -338,7 +351,10 @@ fn tanh<W: Vector<Scalar = f64> + Double>(z: W) -> W {
     let [power, rest] = exponential(W::select_less(most, size, most, size) * two);
     let scale = power.power_of_two();
     let e = scale * rest + (scale - one);
-    let value = e / (e + two);
+    let denominator = e + two;
+    let missing = two - denominator + e;
+    let value = e / denominator;
+    let value = value - value * missing / denominator;
     let value = W::select_less(z, zero, zero - value, value);
     // Near zero it is z, the sign of a zero included.
     W::select_less(size, splat(2.0_f64.powi(-28)), z, value)
@@ -351,15 +367,15 @@ fn round<W: Vector<Scalar = f64>>(x: W) -> W {
     x + magic - magic
 }
 
-/// `k` and `exp(r) - 1` with `exp(x) = 2ᵏ exp(r)` and `|r| <= ln 2 / 2`, for `x` from -746 to 709, at
-/// whose ends other numbers are taken for.
+/// `k` and `exp(r) - 1` with `exp(x) = 2ᵏ exp(r)` and `|r| <= ln 2 / 2`, for `x` from -760 to 709; numbers
+/// beyond are taken for the ends.
 ///
 /// `r` is found with ln 2 as a sum of two numbers, the first of so few digits that its multiples are
 /// exact (Cody & Waite 1980, "Software manual for the elementary functions"); then Taylor's
 /// polynomial to the thirteenth power, whose remainder is below 2⁻⁵⁷ of `r`.
 #[inline(always)]
 fn exponential<W: Vector<Scalar = f64>>(x: W) -> [W; 2] {
-    let (least, most) = (splat::<W>(-746.0), splat::<W>(709.0));
+    let (least, most) = (splat::<W>(LEAST_EXPONENT), splat::<W>(709.0));
     let x = W::select_less(x, least, least, x);
     let x = W::select_less(most, x, most, x);
     let k = round(x * splat(std::f64::consts::LOG2_E));
@@ -373,6 +389,9 @@ fn exponential<W: Vector<Scalar = f64>>(x: W) -> [W; 2] {
     }
     [k, r + r * r * sum]
 }
+
+/// `exp` of this is 0, and so is this times it.
+const LEAST_EXPONENT: f64 = -760.0;
 
 /// ln 2 less its first 32 binary digits.
 const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;

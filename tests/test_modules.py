@@ -1018,8 +1018,8 @@ def test_dtype_must_be_float32_or_float64(dtype: Any) -> None:
 
 def test_call_is_forward_of_a_subclass_too() -> None:
     class Doubled(BatchNorm):
-        def forward(self, x: Any, *, out: Any = None) -> Array:
-            return 2 * super().forward(x, out=out)
+        def forward(self, x: Any, *, residual: Any = None, out: Any = None) -> Array:
+            return 2 * super().forward(x, residual=residual, out=out)
 
     x = data((8, 5))
     np.testing.assert_array_equal(Doubled(5)(x), 2 * BatchNorm(5)(x))

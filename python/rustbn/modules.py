@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rustbn._arguments import as_array, as_integer
+from rustbn._rustbn import check_activation
 from rustbn.conventions import Convention, named
 from rustbn.functional import (
     Affine,
@@ -28,6 +29,7 @@ __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Incompatib
 
 _Array: TypeAlias = Any  # an array of float32 or float64, or an object with `__array__`
 _FloatArray: TypeAlias = NDArray[np.floating[Any]]
+_Activation: TypeAlias = str | tuple[str, float]
 
 _PARAMETERS = ("weight", "bias")
 _AXES_BUT_CHANNELS = {2: ("N",), 3: ("N", "L"), 4: ("N", "H", "W"), 5: ("N", "D", "H", "W")}
@@ -69,6 +71,9 @@ class BatchNorm:
         Channel axis of `x`, negative from the end: -1 for channels last.
     dtype : float32 or float64, default float32
         Of the parameters, gradients and running statistics. It need not be that of `x`.
+    activation : None, str or (str, float), default None
+        Applied to the output: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope);
+        for inference only "silu", "hardswish", "sigmoid" or "tanh".
     convention : {"torch", "keras", "flax", "onnx"}, default "torch"
         Whose batch normalization this is, see `rustbn.conventions`. It sets the defaults of
         `eps` and `momentum`, the direction of `momentum`, whether the running variance is made of
@@ -189,6 +194,7 @@ class BatchNorm:
         bias: bool = True,
         axis: int = 1,
         dtype: DTypeLike = np.float32,
+        activation: _Activation | None = None,
         convention: str = "torch",
     ) -> None:
         self.num_features = as_integer("num_features", num_features)
@@ -202,6 +208,8 @@ class BatchNorm:
         self.track_running_stats = bool(track_running_stats)
         self.axis = as_integer("axis", axis)
         self.dtype = _parameter_dtype(dtype)
+        check_activation(activation)
+        self.activation = activation
         self.training = True
         self._frozen = False
 
@@ -216,20 +224,28 @@ class BatchNorm:
         self.running_var = filled(self.track_running_stats, 1.0)
         self.num_batches_tracked = 0 if self.track_running_stats else None
 
-    def __call__(self, x: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
-        """Return `forward(x, out=out)`."""
-        return self.forward(x, out=out)
+    def __call__(
+        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+    ) -> _FloatArray:
+        """Return `forward(x, residual=residual, out=out)`."""
+        return self.forward(x, residual=residual, out=out)
 
-    def forward(self, x: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
+    def forward(
+        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+    ) -> _FloatArray:
         """Normalise `x`, by the batch's statistics in training, else by the running ones.
+
+        The residual is added and the activation applied in the same pass over memory.
 
         Parameters
         ----------
         x : array of shape (N, C, ...), channels along `axis`
             float32 or float64, any strides.
+        residual : array, optional
+            Of x's shape and dtype; added before the activation.
         out : numpy.ndarray, optional
-            Array of x's shape and dtype to write to and return. It may be `x` itself in eval, and
-            may not overlap `x` in training or when frozen, where backward needs `x`.
+            Array of x's shape and dtype to write to and return. It may be `x` or `residual` itself
+            in eval, and may not overlap them in training or when frozen, where backward needs them.
 
         Returns
         -------
@@ -242,9 +258,10 @@ class BatchNorm:
         ValueError
             If `x` has a rank this class does not take, does not have `num_features` channels, or
             has a single value per channel where batch statistics are used; if `eps` is not
-            positive there (not negative elsewhere); if `out` does not fit.
+            positive there (not negative elsewhere); if the activation is for inference only and
+            this is not; if `residual` or `out` does not fit.
         TypeError
-            If the dtype of `x` or `out` is not supported.
+            If the dtype of `x`, `residual` or `out` is not supported.
         numpy.exceptions.AxisError
             If `x` has no such `axis`.
         """
@@ -281,6 +298,8 @@ class BatchNorm:
                 momentum,
                 self.eps,
                 axis=self.axis,
+                activation=self.activation,
+                residual=residual,
                 out=out,
             )
             if biased_from is not None and running_var is not None:
@@ -297,6 +316,8 @@ class BatchNorm:
                 momentum,
                 self.eps,
                 axis=self.axis,
+                activation=self.activation,
+                residual=residual,
                 out=out,
             )
         self._context = context
@@ -304,7 +325,7 @@ class BatchNorm:
             self.num_batches_tracked = batches
         return y
 
-    def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
+    def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> Any:
         """Return the gradient for the latest forward's `x`, and add those of the parameters.
 
         Parameters
@@ -316,8 +337,8 @@ class BatchNorm:
 
         Returns
         -------
-        numpy.ndarray
-            dx, of x's shape and dtype.
+        numpy.ndarray, or a tuple of two
+            dx, of x's shape and dtype; ``(dx, dresidual)`` if the forward had a residual.
 
         Raises
         ------
@@ -346,11 +367,10 @@ class BatchNorm:
                     f"the module's {name} must have shape ({self.num_features},), "
                     f"got {gradient.shape}"
                 )
-        dx, dweight, dbias, _ = batch_norm_backward(dy, context, out=out)
+        dx, dweight, dbias, dresidual = batch_norm_backward(dy, context, out=out)
         self.weight_grad = _accumulate(self.weight_grad, dweight)
         self.bias_grad = _accumulate(self.bias_grad, dbias)
-        assert dx is not None  # it was asked for
-        return dx
+        return dx if dresidual is None else (dx, dresidual)
 
     def zero_grad(self) -> None:
         """Set `weight_grad` and `bias_grad` to zero, in place."""
@@ -570,6 +590,8 @@ class BatchNorm:
             options += f", axis={self.axis}"
         if self.dtype != np.float32:
             options += f", dtype={self.dtype}"
+        if self.activation is not None:
+            options += f", activation={self.activation!r}"
         if self.convention != "torch":
             options += f", convention={self.convention!r}"
         return (

@@ -233,10 +233,14 @@ impl<'py> Input<'py> {
         Ok(Input { given, dense, dtype, view, axis })
     }
 
-    /// The argument `dy`, which must be like `x`.
-    pub(super) fn dy(any: &Bound<'py, PyAny>, x: &Input<'py>) -> PyResult<Input<'py>> {
-        let given = as_array(any, "dy")?;
-        check_like(&given, "dy", x)?;
+    /// The argument called `argument`, dy or a residual, which must be like `x`.
+    pub(super) fn like(
+        any: &Bound<'py, PyAny>,
+        argument: &'static str,
+        x: &Input<'py>,
+    ) -> PyResult<Input<'py>> {
+        let given = as_array(any, argument)?;
+        check_like(&given, argument, x)?;
         let dense = if is_plain(&given) && same_order(&given, &x.dense) {
             given.clone()
         } else {
@@ -312,8 +316,7 @@ impl<'py> Output<'py> {
         'py: 'a,
     {
         let Some(any) = out else {
-            let array = new_like(&x.dense, x.dtype)?;
-            return Ok(Output { dense: array.clone(), array });
+            return Output::new(x);
         };
         let array = any.cast::<PyUntypedArray>();
         let array = array.map_err(|_| kind_error("out", "a NumPy array", any))?.clone();
@@ -336,6 +339,24 @@ impl<'py> Output<'py> {
         let direct = is_plain(&array) && same_order(&array, &x.dense);
         let dense = if direct { array.clone() } else { new_like(&x.dense, x.dtype)? };
         Ok(Output { array, dense })
+    }
+
+    /// A new array like `x`.
+    pub(super) fn new(x: &Input<'py>) -> PyResult<Output<'py>> {
+        let array = new_like(&x.dense, x.dtype)?;
+        Ok(Output { dense: array.clone(), array })
+    }
+
+    /// A new array like `x`, with its elements.
+    pub(super) fn copy_of(x: &Input<'py>) -> PyResult<Output<'py>> {
+        let output = Output::new(x)?;
+        copy(&output.dense, &x.dense)?;
+        Ok(output)
+    }
+
+    /// The same elements as an input.
+    pub(super) fn as_input(&self, x: &Input<'py>) -> Input<'py> {
+        Input { given: self.dense.clone(), dense: self.dense.clone(), ..*x }
     }
 
     /// Its first element.
