@@ -311,7 +311,8 @@ impl Function for Smooth {
                 let (zero, six) = (splat::<V::Wide>(0.0), splat::<V::Wide>(6.0));
                 let ramp = z + splat(3.0);
                 let ramp = V::Wide::select_less(ramp, zero, zero, ramp);
-                z * V::Wide::select_less(six, ramp, six, ramp) / six
+                // Divided first, so that no product overflows.
+                z * (V::Wide::select_less(six, ramp, six, ramp) / six)
             }
             Smooth::Sigmoid => sigmoid_times(z, splat(1.0)),
             Smooth::Tanh => tanh(z),
@@ -338,7 +339,9 @@ fn sigmoid_times<W: Vector<Scalar = f64> + Double>(z: W, factor: W) -> W {
     let left = factor * W::select_less(z, zero, low, zero);
     let quotient = above / denominator;
     let quotient = quotient + (left - quotient * missing) / denominator;
-    W::select_less(z, zero, quotient * scale * again, quotient)
+    let value = W::select_less(z, zero, quotient * scale * again, quotient);
+    // Beyond 40 the denominator is 1; what is missing of an infinite factor would be no number.
+    W::select_less(splat(40.0), z, factor, value)
 }
 
 /// `e / (e + 2)`, with `e = exp(2 |z|) - 1` and the sign of `z`.
