@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -285,6 +286,18 @@ def _digest_one(p: Problem) -> dict[str, str]:
     grads_eval = rustbn.batch_norm_backward(p.dy, ctx_eval)
     m = rustbn.moments(p.x, axis=axis)
     sums = rustbn.backward_reduce(p.dy, p.x, m, axis=axis)
+    # dy is a residual as good as any other.
+    fused: dict[str, Any] = {"residual": p.dy, "axis": axis}
+    y_relu, ctx_relu = rustbn.batch_norm_forward(
+        p.x, None, None, p.weight, p.bias, activation="relu", **fused
+    )
+    grads_relu = rustbn.batch_norm_backward(p.dy, ctx_relu)
+    y_relu6, ctx_relu6 = rustbn.batch_norm_forward(
+        p.x, p.running_mean, p.running_var, p.weight, None, False, activation="relu6", **fused
+    )
+    grads_relu6 = rustbn.batch_norm_backward(p.dy, ctx_relu6)
+    affine = rustbn.Affine.from_running(p.running_mean, p.running_var, p.weight, p.bias)
+    smooth = ("leaky_relu", "silu", "hardswish", "sigmoid", "tanh")
     return {
         "y": _hash(y),
         "running": _hash(mean, var),
@@ -295,6 +308,9 @@ def _digest_one(p: Problem) -> dict[str, str]:
         "grad sums": _hash(sums.sum_dy, sums.sum_dy_xmu),
         "dx": _hash(rustbn.backward_apply(p.dy, p.x, m, sums, p.weight, axis=axis)),
         "affine": _hash(rustbn.Affine(p.running_mean, p.weight, p.bias)(p.x, axis=axis)),
+        "residual and relu": _hash(y_relu, *grads_relu),
+        "residual and relu6 in evaluation": _hash(y_relu6, *grads_relu6),
+        "activations": _hash(*(affine(p.x, activation=name, **fused) for name in smooth)),
     }
 
 
