@@ -130,12 +130,13 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     }
 }
 
-/// Elements of a streamed run before its first line boundary; `None` where it is not to be, or
-/// cannot be, streamed.
+/// Elements of a streamed run before its first boundary of a line, or of a vector where that is less;
+/// `None` where it is not to be, or cannot be, streamed.
 #[inline(always)]
 fn head<E>(output: *mut E, len: usize, stores: Stores) -> Option<usize> {
-    // A line has no more elements than a vector has lanes, so a head is less than a vector.
-    let bytes = output.addr().wrapping_neg() % STREAM_ALIGNMENT;
+    // No more than a vector, so a head is less than one.
+    let alignment = STREAM_ALIGNMENT.min(LANES * size_of::<E>());
+    let bytes = output.addr().wrapping_neg() % alignment;
     let head = bytes / size_of::<E>();
     (stores == Stores::Streamed && bytes.is_multiple_of(size_of::<E>()) && head < len)
         .then_some(head)

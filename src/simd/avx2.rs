@@ -1,7 +1,7 @@
 //! AVX2: eight `f32` or four `f64` a register.
 
 use super::pair::Pair;
-use super::{Kernel, Simd, Vector};
+use super::{Bits16, Kernel, Simd, Vector, bits16};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -21,6 +21,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 impl Simd for Avx2 {
     type F32 = Pair<F32x8>;
     type F64 = Pair<Pair<F64x4>>;
+    type U16 = Pair<U16x8>;
 
     #[inline(always)]
     fn fence(self) {
@@ -45,6 +46,10 @@ pub struct F32x8(__m256);
 /// Four `f64`.
 #[derive(Clone, Copy)]
 pub struct F64x4(__m256d);
+
+/// Eight numbers of 16 bits.
+#[derive(Clone, Copy)]
+pub struct U16x8(__m128i);
 
 operators!(F32x8, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps);
 operators!(F64x4, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd);
@@ -189,6 +194,93 @@ impl Vector for F64x4 {
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F64x4(unsafe { _mm256_fmadd_pd(a.0, b.0, self.0) })
+    }
+}
+
+// SAFETY (all of the impl): the caller vouches for AVX2 and F16C and for the elements touched.
+impl Bits16 for U16x8 {
+    type Float = F32x8;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> Self {
+        // SAFETY: see the impl.
+        U16x8(unsafe { _mm_loadu_si128(p.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const u16, n: usize) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            if n >= 8 {
+                return Self::load(p);
+            }
+            let [low, high] = bits16::gather(p, n);
+            U16x8(_mm_set_epi64x(high as i64, low as i64))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u16) {
+        // SAFETY: see the impl.
+        unsafe { _mm_storeu_si128(p.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut u16, n: usize) {
+        // SAFETY: see the impl.
+        unsafe {
+            if n >= 8 {
+                return self.store(p);
+            }
+            let (low, high) = (_mm_cvtsi128_si64(self.0), _mm_extract_epi64::<1>(self.0));
+            bits16::scatter([low as u64, high as u64], p, n);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut u16) {
+        // SAFETY: see the impl; the caller vouches for the alignment.
+        unsafe { _mm_stream_si128(p.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    fn widen_f16(self) -> F32x8 {
+        // SAFETY: `self` exists, so the processor has F16C.
+        F32x8(unsafe { _mm256_cvtph_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn widen_bf16(self) -> F32x8 {
+        // SAFETY: `self` exists, so the processor has AVX2.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(self.0);
+            F32x8(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
+        }
+    }
+
+    #[inline(always)]
+    fn narrow_f16(float: F32x8) -> Self {
+        // SAFETY: a value of its type exists, so the processor has F16C.
+        U16x8(unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(float.0) })
+    }
+
+    #[inline(always)]
+    fn narrow_bf16(float: F32x8) -> Self {
+        // SAFETY: a value of its type exists, so the processor has AVX2.
+        unsafe {
+            let bits = _mm256_castps_si256(float.0);
+            let even = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let round = _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, round));
+            let quiet = _mm256_or_ps(float.0, _mm256_castsi256_ps(_mm256_set1_epi32(0x0040_0000)));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(float.0, float.0);
+            let chosen = _mm256_castps_si256(_mm256_blendv_ps(rounded, quiet, nan));
+            let upper = _mm256_srli_epi32::<16>(chosen);
+            U16x8(_mm_packus_epi32(
+                _mm256_castsi256_si128(upper),
+                _mm256_extracti128_si256::<1>(upper),
+            ))
+        }
     }
 }
 
