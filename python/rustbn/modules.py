@@ -9,6 +9,7 @@ an exception leaves the module as it was.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
@@ -25,7 +26,7 @@ from rustbn.functional import (
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "IncompatibleKeys"]
 
-_Array: TypeAlias = Any  # an array of float32 or float64, or an object with `__array__`
+_Array: TypeAlias = Any  # an array of a float dtype, or an object with `__array__`
 _FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
 _PARAMETERS = ("weight", "bias")
@@ -60,8 +61,9 @@ class BatchNorm:
         False leaves out `bias` and keeps `weight`. Without `affine` there is neither.
     axis : int, default 1
         Channel axis of `x`, negative from the end: -1 for channels last.
-    dtype : float32 or float64, default float32
-        Of the parameters, gradients and running statistics. It need not be that of `x`.
+    dtype : float16, bfloat16, float32 or float64, default float32
+        Of the parameters, gradients and running statistics. It need not be that of `x`, and float32
+        is right for an `x` of float16 or bfloat16: running statistics of 16 bits move in large steps.
 
     Attributes
     ----------
@@ -83,7 +85,7 @@ class BatchNorm:
     Raises
     ------
     TypeError
-        If `num_features` or `axis` is not an integer, or `dtype` neither float32 nor float64.
+        If `num_features` or `axis` is not an integer, or `dtype` none of these.
     ValueError
         If `num_features` is not positive.
 
@@ -209,7 +211,7 @@ class BatchNorm:
         Parameters
         ----------
         x : array of shape (N, C, ...), channels along `axis`
-            float32 or float64, any strides.
+            float16, bfloat16, float32 or float64, any strides.
         out : numpy.ndarray, optional
             Array of x's shape and dtype to write to and return. It may be `x` itself in eval, and
             may not overlap `x` in training or when frozen, where backward needs `x`.
@@ -675,10 +677,15 @@ def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
         found = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
-    for supported in (np.float32, np.float64):
-        if found == supported:
-            return np.dtype(supported)
-    raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
+    if found is None or not _is_float(found):
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
+    return found.newbyteorder("=")
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    # bfloat16 comes from ml_dtypes: whoever has an array of it has loaded that.
+    bfloat16 = getattr(sys.modules.get("ml_dtypes"), "bfloat16", None)
+    return dtype.type in (np.float16, np.float32, np.float64, bfloat16)
 
 
 def _as_array(key: str, value: Any) -> NDArray[Any]:
@@ -701,7 +708,7 @@ def _batches(key: str, value: NDArray[Any]) -> int:
 
 
 def _vector(key: str, value: NDArray[Any], like: _FloatArray) -> _FloatArray:
-    if value.dtype.kind != "f":
+    if value.dtype.kind != "f" and not _is_float(value.dtype):
         raise TypeError(f"{key} must have a floating dtype, got {value.dtype}")
     if value.shape != like.shape:
         raise ValueError(f"{key} must have shape {like.shape}, got {value.shape}")

@@ -1,7 +1,9 @@
 //! Two vectors as one of twice the lanes: the low half first in memory. Pairs of pairs make sixteen
 //! lanes out of any register.
 
-use super::{Bits16, Vector};
+#[cfg(target_arch = "aarch64")]
+use super::Bits16;
+use super::Vector;
 use std::ops::{Add, Mul, Sub};
 
 /// Two halves, the low lanes first.
@@ -101,6 +103,7 @@ impl<V: Vector> Vector for Pair<V> {
 }
 
 // SAFETY (all of the impl): as for vectors.
+#[cfg(target_arch = "aarch64")]
 impl<V: Bits16> Bits16 for Pair<V> {
     type Float = Pair<V::Float>;
 
