@@ -15,8 +15,11 @@ import rustbn
 from numpy.lib.stride_tricks import as_strided
 from oracle import Array, per_channel
 
-DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
-HALVES = DTYPES[:2]
+HALVES = (np.float16, ml_dtypes.bfloat16)
+WIDE = (np.float32, np.float64)
+DTYPES = HALVES + WIDE
+# Those that PyTorch gives to NumPy.
+NUMPY_DTYPES = (np.float16, *WIDE)
 
 # One small shape per rank, for sweeps over every axis and every order of the axes.
 SHAPE_OF_RANK = {
@@ -246,11 +249,24 @@ def hard_channels(count: int, dtype: npt.DTypeLike) -> dict[str, Array]:
     return {
         name: values.astype(dtype)
         for name, values in channels.items()
-        if np.abs(values.astype(np.float64)).max() <= float(info.max)
+        if np.abs(values.astype(np.float64)).max() <= largest(dtype)
     }
 
 
-CONSTANTS = (0.0, -0.0, 0.1, -3.0, 1e6 + 0.3, 1e30, -1e37, 1e-30, 1e-40)
+def largest(dtype: npt.DTypeLike) -> float:
+    """Return the largest number of `dtype`."""
+    return float(ml_dtypes.finfo(dtype).max)
+
+
+def constants(dtype: npt.DTypeLike) -> list[float]:
+    """Return values of all sizes that `dtype` has."""
+    values = (0.0, -0.0, 0.1, -3.0, 6e4, 1e6 + 0.3, 1e30, -1e37, 1e-30, 1e-40, 1e-7)
+    return [value for value in values if abs(value) <= largest(dtype)]
+
+
+def parameter_dtype(dtype: npt.DTypeLike) -> type[np.floating[Any]]:
+    """Return the dtype of dweight and dbias of an `x` of `dtype`."""
+    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
 
 
 def stack_channels(channels: list[Array], shape: tuple[int, ...], axis: int) -> Array:

@@ -28,8 +28,9 @@ def present(values: Array | None) -> Array:
 
 def ulp(size: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:
     """Return the unit in the last place of `dtype` at magnitude `size`, in the widest precision."""
-    largest = np.asarray(ml_dtypes.finfo(dtype).max, np.longdouble)
-    spacing: Array = np.spacing(np.minimum(np.abs(np.asarray(size)), largest).astype(dtype))
+    # No more than that of the largest numbers, the spacing of which is too large for NumPy.
+    size = np.minimum(np.abs(np.asarray(size)), 0.75 * float(ml_dtypes.finfo(dtype).max))
+    spacing: Array = np.spacing(size.astype(dtype))
     return spacing.astype(np.longdouble)
 
 
