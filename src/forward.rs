@@ -204,9 +204,9 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
     if view.is_empty() {
         return Moments::none(view);
     }
-    let plan = Plan::new(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
-        .writing(x, y)
-        .writing(epilogue.residual, y);
+    // A residual is read by the second sweep alone and need not stay in the cache.
+    let plan =
+        Plan::new(view, size_of::<E>(), 1, execution).writing(x, y).writing(epilogue.residual, y);
     let count = view.count() as u64;
     let finish = Normalise { count, weight, bias, eps };
     let sums = with_training_stage!(epilogue, stage => {

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import rustbn
 from numpy.lib.stride_tricks import as_strided
 from oracle import Array, per_channel
 
-DTYPES = (np.float32, np.float64)
+HALVES = (np.float16, ml_dtypes.bfloat16)
+WIDE = (np.float32, np.float64)
+DTYPES = HALVES + WIDE
+# Those that PyTorch gives to NumPy.
+NUMPY_DTYPES = (np.float16, *WIDE)
 
 # One small shape per rank, for sweeps over every axis and every order of the axes.
 SHAPE_OF_RANK = {
@@ -225,6 +230,7 @@ def hard_channels(count: int, dtype: npt.DTypeLike) -> dict[str, Array]:
     }
     outlier_first = normal.copy()
     outlier_first[0] = 1e6
+    info: Any = ml_dtypes.finfo(dtype)
     near = np.full(count, 1.0, dtype)
     near[count // 2] = np.nextafter(near[0], np.asarray(2, dtype))
     channels |= {
@@ -237,13 +243,30 @@ def hard_channels(count: int, dtype: npt.DTypeLike) -> dict[str, Array]:
         "around 1e30": 1e30 * (normal + 3),
         "around 1e37": 1e37 * rng.uniform(-1, 1, count),
         "around 1e-30": 1e-30 * (normal - 3),
-        "subnormal": 1e-40 * normal if np.dtype(dtype).type is np.float32 else 1e-310 * normal,
-        "one subnormal among zeros": np.eye(1, count, 5)[0] * 1.5e-45,
+        "subnormal": float(info.smallest_normal) / 100 * normal,
+        "one subnormal among zeros": np.eye(1, count, 5)[0] * float(info.smallest_subnormal),
     }
-    return {name: values.astype(dtype) for name, values in channels.items()}
+    return {
+        name: values.astype(dtype)
+        for name, values in channels.items()
+        if np.abs(values.astype(np.float64)).max() <= largest(dtype)
+    }
 
 
-CONSTANTS = (0.0, -0.0, 0.1, -3.0, 1e6 + 0.3, 1e30, -1e37, 1e-30, 1e-40)
+def largest(dtype: npt.DTypeLike) -> float:
+    """Return the largest number of `dtype`."""
+    return float(ml_dtypes.finfo(dtype).max)
+
+
+def constants(dtype: npt.DTypeLike) -> list[float]:
+    """Return values of all sizes that `dtype` has."""
+    values = (0.0, -0.0, 0.1, -3.0, 6e4, 1e6 + 0.3, 1e30, -1e37, 1e-30, 1e-40, 1e-7)
+    return [value for value in values if abs(value) <= largest(dtype)]
+
+
+def parameter_dtype(dtype: npt.DTypeLike) -> type[np.floating[Any]]:
+    """Return the dtype of dweight and dbias of an `x` of `dtype`."""
+    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
 
 
 def stack_channels(channels: list[Array], shape: tuple[int, ...], axis: int) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import oracle
@@ -27,7 +28,9 @@ def present(values: Array | None) -> Array:
 
 def ulp(size: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:
     """Return the unit in the last place of `dtype` at magnitude `size`, in the widest precision."""
-    spacing: Array = np.spacing(np.abs(np.asarray(size)).astype(dtype))
+    # No more than that of the largest numbers, the spacing of which is too large for NumPy.
+    size = np.minimum(np.abs(np.asarray(size)), 0.75 * float(ml_dtypes.finfo(dtype).max))
+    spacing: Array = np.spacing(size.astype(dtype))
     return spacing.astype(np.longdouble)
 
 

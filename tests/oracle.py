@@ -3,7 +3,7 @@
 Forward: Ioffe & Szegedy 2015, "Batch Normalization", Algorithm 1. Backward: the chain rule at the
 end of their section 3. Nothing here is fast or clever on purpose.
 
-Everything is computed one precision above the input: float64 for float32 and ``np.longdouble``
+Everything is computed one precision above the input, or more: float64 for float32 and narrower, ``np.longdouble``
 for float64 (80 bits on x86-64, 128 bits on AArch64 Linux). Arrays keep the input's shape;
 statistics have shape (C,).
 """
@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 def work_dtype(dtype: npt.DTypeLike) -> type[np.floating[Any]]:
     """Return the precision in which results of `dtype` are judged."""
-    return np.float64 if np.dtype(dtype).type is np.float32 else np.longdouble
+    return np.longdouble if np.dtype(dtype).itemsize > 4 else np.float64
 
 
 def per_channel(values: Array, ndim: int, axis: int) -> Array:

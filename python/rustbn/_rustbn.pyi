@@ -33,7 +33,7 @@ __all__ = [
 __version__: str
 context_threads: ContextVar[int | None]
 
-# Arrays of float32 or float64, or objects with `__array__` that give one.
+# Arrays of float16, bfloat16, float32 or float64, or objects with `__array__` that give one.
 _Array: TypeAlias = Any
 _Float: TypeAlias = SupportsFloat | SupportsIndex
 # A name, or a name and its parameter.

@@ -8,6 +8,7 @@ an exception leaves the module as it was.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
@@ -27,7 +28,7 @@ from rustbn.functional import (
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "IncompatibleKeys"]
 
-_Array: TypeAlias = Any  # an array of float32 or float64, or an object with `__array__`
+_Array: TypeAlias = Any  # an array of a float dtype, or an object with `__array__`
 _FloatArray: TypeAlias = NDArray[np.floating[Any]]
 _Activation: TypeAlias = str | tuple[str, float]
 
@@ -69,8 +70,9 @@ class BatchNorm:
         False leaves out `bias` and keeps `weight`. Without `affine` there is neither.
     axis : int, default 1
         Channel axis of `x`, negative from the end: -1 for channels last.
-    dtype : float32 or float64, default float32
-        Of the parameters, gradients and running statistics. It need not be that of `x`.
+    dtype : float16, bfloat16, float32 or float64, default float32
+        Of the parameters, gradients and running statistics. It need not be that of `x`, and float32
+        is right for an `x` of float16 or bfloat16: running statistics of 16 bits move in large steps.
     activation : None, str or (str, float), default None
         Applied to the output: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope);
         for inference only "silu", "hardswish", "sigmoid" or "tanh".
@@ -100,7 +102,7 @@ class BatchNorm:
     Raises
     ------
     TypeError
-        If `num_features` or `axis` is not an integer, or `dtype` neither float32 nor float64.
+        If `num_features` or `axis` is not an integer, or `dtype` none of these.
     ValueError
         If `num_features` is not positive, or there is no such `convention`.
 
@@ -240,7 +242,7 @@ class BatchNorm:
         Parameters
         ----------
         x : array of shape (N, C, ...), channels along `axis`
-            float32 or float64, any strides.
+            float16, bfloat16, float32 or float64, any strides.
         residual : array, optional
             Of x's shape and dtype; added before the activation.
         out : numpy.ndarray, optional
@@ -737,10 +739,15 @@ def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
         found = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
-    for supported in (np.float32, np.float64):
-        if found == supported:
-            return np.dtype(supported)
-    raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
+    if found is None or not _is_float(found):
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
+    return found.newbyteorder("=")
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    # bfloat16 comes from ml_dtypes: whoever has an array of it has loaded that.
+    bfloat16 = getattr(sys.modules.get("ml_dtypes"), "bfloat16", None)
+    return dtype.type in (np.float16, np.float32, np.float64, bfloat16)
 
 
 def _batches(key: str, value: NDArray[Any]) -> int:
@@ -754,7 +761,7 @@ def _batches(key: str, value: NDArray[Any]) -> int:
 
 
 def _vector(key: str, value: NDArray[Any], like: _FloatArray) -> _FloatArray:
-    if value.dtype.kind != "f" and value.dtype.name != "bfloat16":  # whose kind NumPy leaves open
+    if value.dtype.kind != "f" and not _is_float(value.dtype):
         raise TypeError(f"{key} must have a floating dtype, got {value.dtype}")
     if value.shape != like.shape:
         raise ValueError(f"{key} must have shape {like.shape}, got {value.shape}")

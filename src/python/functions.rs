@@ -179,10 +179,10 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 ///
 /// Parameters
 /// ----------
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input, any strides. Memory that is dense under any order of its axes is never copied.
 /// running_mean, running_var : array, shape (C,), optional
-///     Running statistics, float32 or float64, any strides. Needed in evaluation; updated in place
+///     Running statistics, of any of these dtypes, any strides. Needed in evaluation; updated in place
 ///     in training.
 /// weight, bias : array, shape (C,), optional
 ///     Scale and shift; 1 and 0 where absent.
@@ -404,7 +404,7 @@ pub(super) fn batch_norm_backward<'py>(
 ///
 /// Parameters
 /// ----------
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input, any strides.
 /// axis : int, default 1
 ///     Channel axis.
@@ -445,7 +445,7 @@ pub(super) fn moments(
 /// ----------
 /// dy : array
 ///     Gradient with respect to the output, of x's shape and dtype.
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input of the forward pass.
 /// moments : Moments
 ///     Statistics that normalised x: those of x, or of a batch that x is a part of.
@@ -485,7 +485,7 @@ pub(super) fn backward_reduce(
 /// ----------
 /// dy : array
 ///     Gradient with respect to the output, of x's shape and dtype.
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input of the forward pass: the batch, or a part of it.
 /// moments : Moments
 ///     Statistics of the batch.

@@ -140,7 +140,7 @@ impl Moments {
     /// Parameters
     /// ----------
     /// running_mean, running_var : array, shape (C,)
-    ///     float32 or float64, any strides.
+    ///     float16, bfloat16, float32 or float64, any strides.
     /// momentum : float
     ///     Weight of this batch; any real number.
     ///
@@ -429,7 +429,7 @@ impl Affine {
     ///
     /// Parameters
     /// ----------
-    /// x : array, float32 or float64, 2 or more dimensions
+    /// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
     ///     Input.
     /// axis : int, default 1
     ///     Channel axis.

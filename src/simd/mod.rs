@@ -9,7 +9,8 @@
 //! 2. Multiply and add are separate instructions, for a fused multiply-add rounds once where the
 //!    portable level rounds twice. The exception is a product that is exact: then the two are the
 //!    same, and [`Vector::add_exact_product`] may fuse them.
-//! 3. Lanes are folded by one tree, [`fold`], in ordinary code.
+//! 3. Numbers of 16 bits are only loaded and stored ([`Bits16`]); between the two they are `f32`.
+//! 4. Lanes are folded by one tree, [`fold`], in ordinary code.
 //!
 //! A new instruction set is one file (its registers as [`Vector`]s and a token), one [`Level`], and
 //! one line of the conformance tests at the end of this file.
@@ -46,15 +47,23 @@ macro_rules! conforms {
         }
 
         #[test]
+        fn sixteen_bits_are_widened_and_narrowed_as_by_portable_code() {
+            conformance::bits16($level);
+        }
+
+        #[test]
         fn verbs_give_the_bits_of_the_portable_level() {
             conformance::verbs::<f32>($level);
             conformance::verbs::<f64>($level);
+            conformance::verbs::<half::f16>($level);
+            conformance::verbs::<half::bf16>($level);
         }
     };
 }
 #[cfg(test)]
 mod conformance;
 
+mod bits16;
 mod float_mode;
 mod pair;
 mod scalar;
@@ -67,6 +76,8 @@ mod avx512;
 mod neon;
 
 use crate::error::Error;
+pub use bits16::Bits16;
+pub(crate) use bits16::{narrow_bf16, narrow_f16, round_to_odd, widen_bf16, widen_f16};
 use float_mode::FloatMode;
 use std::ops::{Add, Div, Mul, Sub};
 use std::sync::OnceLock;
@@ -160,6 +171,8 @@ pub trait Simd: Copy {
     type F32: Vector<Scalar = f32, Wide = Self::F64>;
     /// Sixteen `f64`.
     type F64: Vector<Scalar = f64, Wide = Self::F64> + Double;
+    /// Sixteen numbers of 16 bits.
+    type U16: Bits16<Float = Self::F32>;
 
     /// Orders streamed stores before whatever follows.
     fn fence(self);

@@ -1,6 +1,6 @@
 //! The portable level: arrays of sixteen, left to the compiler. Also the oracle of the others.
 
-use super::{Double, EXPONENT, LANES, Simd, Vector};
+use super::{Bits16, Double, EXPONENT, LANES, Simd, Vector, bits16};
 use std::ops::{Add, Div, Mul, Sub};
 
 /// The token of portable code, which every processor runs.
@@ -10,6 +10,7 @@ pub struct Scalar;
 impl Simd for Scalar {
     type F32 = Lanes<f32>;
     type F64 = Lanes<f64>;
+    type U16 = Bits;
 
     #[inline(always)]
     fn fence(self) {}
@@ -138,6 +139,67 @@ where
     #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         self + a * b
+    }
+}
+
+/// Sixteen numbers of 16 bits as an array.
+#[derive(Clone, Copy)]
+pub struct Bits([u16; LANES]);
+
+// SAFETY (all of the impl): as for `Lanes`.
+impl Bits16 for Bits {
+    type Float = Lanes<f32>;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> Self {
+        // SAFETY: see the impl.
+        Bits(unsafe { p.cast::<[u16; LANES]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const u16, n: usize) -> Self {
+        let mut lanes = [0; LANES];
+        // SAFETY: see the impl; `n <= LANES`.
+        unsafe { p.copy_to_nonoverlapping(lanes.as_mut_ptr(), n) };
+        Bits(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u16) {
+        // SAFETY: see the impl.
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut u16, n: usize) {
+        // SAFETY: see the impl; `n <= LANES`.
+        unsafe { p.copy_from_nonoverlapping(self.0.as_ptr(), n) };
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut u16) {
+        // SAFETY: the caller's contract contains that of `store`.
+        unsafe { self.store(p) };
+    }
+
+    #[inline(always)]
+    fn widen_f16(self) -> Lanes<f32> {
+        Lanes(self.0.map(bits16::widen_f16))
+    }
+
+    #[inline(always)]
+    fn widen_bf16(self) -> Lanes<f32> {
+        Lanes(self.0.map(bits16::widen_bf16))
+    }
+
+    #[inline(always)]
+    fn narrow_f16(float: Lanes<f32>) -> Self {
+        Bits(float.0.map(bits16::narrow_f16))
+    }
+
+    #[inline(always)]
+    fn narrow_bf16(float: Lanes<f32>) -> Self {
+        Bits(float.0.map(bits16::narrow_bf16))
     }
 }
 
