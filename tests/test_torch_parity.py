@@ -34,7 +34,7 @@ both_modes = pytest.mark.parametrize("training", [True, False])
 # a few of 16 bits. There the vectors are float32: with others PyTorch keeps the statistics between
 # forward and backward in 16 bits, which its gradients feel.
 THEIR_ULPS = 128.0
-HALF_ULPS = 4.0
+HALF_ULPS = 2.0
 
 
 def their_ulps(dtype: npt.DTypeLike) -> float:
