@@ -29,8 +29,8 @@ def present(values: Array | None) -> Array:
 def ulp(size: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:
     """Return the unit in the last place of `dtype` at magnitude `size`, in the widest precision."""
     # No more than that of the largest numbers, the spacing of which is too large for NumPy.
-    size = np.minimum(np.abs(np.asarray(size)), 0.75 * float(ml_dtypes.finfo(dtype).max))
-    spacing: Array = np.spacing(size.astype(dtype))
+    limited = np.minimum(np.abs(np.asarray(size)), 0.75 * float(ml_dtypes.finfo(dtype).max))
+    spacing: Array = np.spacing(limited.astype(dtype))
     return spacing.astype(np.longdouble)
 
 

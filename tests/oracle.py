@@ -3,9 +3,9 @@
 Forward: Ioffe & Szegedy 2015, "Batch Normalization", Algorithm 1. Backward: the chain rule at the
 end of their section 3. Nothing here is fast or clever on purpose.
 
-Everything is computed one precision above the input, or more: float64 for float32 and narrower, ``np.longdouble``
-for float64 (80 bits on x86-64, 128 bits on AArch64 Linux). Arrays keep the input's shape;
-statistics have shape (C,).
+Everything is computed one precision above the input, or more: float64 for float32 and narrower,
+``np.longdouble`` for float64 (80 bits on x86-64, 128 bits on AArch64 Linux). Arrays keep the
+input's shape; statistics have shape (C,).
 """
 
 from __future__ import annotations

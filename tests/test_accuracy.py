@@ -256,8 +256,8 @@ def test_the_first_and_the_last_value_may_be_the_bad_one(bad: float, dtype: npt.
             assert_same_kinds(dx, theirs.dx, f"dx of {shape}")
 
 
-# Not of 16 bits, where a value may be so near the mean that in one of the two their difference is 0,
-# and 0 times infinity NaN.
+# Not of 16 bits, where a value may be so near the mean that in one of the two their difference is
+# 0, and 0 times infinity NaN.
 @pytest.mark.parametrize("dtype", cases.WIDE)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("training", [True, False])

@@ -37,24 +37,24 @@ SHAPES: tuple[tuple[tuple[int, ...], int], ...] = (
     ((4, 16, 7, 7), 1),
     ((3, 40, 14, 14), 1),
     ((4, 7, 7, 66), 3),
-    ((64, 300, 14, 14), 1),
-    ((64, 14, 14, 300), 3),
+    ((80, 300, 14, 14), 1),
+    ((80, 14, 14, 300), 3),
 )
 
 
 def assert_rounded_once(actual: Array | None, exact: Array, size: Array, what: str) -> None:
     """Assert that `actual` is `exact` rounded to the nearest.
 
-    What is rounded is a float32 result, some float32 ULP of its terms' `size` away from the exact one.
-    That moves a result to the other neighbour where `exact` is next to the middle of two. It shows
-    as more than a unit where the terms cancel to a thousandth of their size or less, which few do.
+    What is rounded is a float32 result, some float32 ULP of its terms' `size` away from the exact
+    one. That moves a result to the other neighbour where `exact` is next to the middle of two. It
+    shows as more than a unit only where the terms cancel to a small part of their size.
     """
     actual = present(actual)
     unit = ulp(exact, actual.dtype)
     assert_within(actual, exact, unit / 2 + ULPS * ulp(size, np.float32), what)
     units = abs(actual.astype(exact.dtype) - exact) / unit
     assert (units[abs(exact) >= size / 256] <= 1).all(), f"{what}: more than a unit"
-    assert (units <= 0.51).mean() > 0.997, f"{what}: {(units > 0.51).sum()} of {units.size}"
+    assert (units <= 0.51).mean() > 0.999, f"{what}: {(units > 0.51).sum()} of {units.size}"
 
 
 @half_dtypes
@@ -118,7 +118,9 @@ def test_every_value_passes_through_the_identity(dtype: npt.DTypeLike) -> None:
     x = np.arange(1 << 16, dtype=np.uint16).view(dtype).reshape(-1, 1)
     identity = rustbn.Affine(np.zeros(1), np.ones(1), np.zeros(1))
     with np.errstate(invalid="ignore"):  # to compare NaN
-        wanted = np.where(x == 0, np.zeros_like(x), x)  # of plus and minus zero the sum is plus zero
+        wanted = np.where(
+            x == 0, np.zeros_like(x), x
+        )  # of plus and minus zero the sum is plus zero
         assert_same_bits(identity(x), wanted)
 
 
@@ -131,7 +133,8 @@ def test_vectors_may_have_any_dtype(training: bool, dtype: npt.DTypeLike) -> Non
     results = []
     for other in cases.DTYPES:
         vectors = [v.astype(other) for v in (mean, var, weight, bias)]
-        y, ctx = rustbn.batch_norm_forward(p.x, *vectors, training)
+        mean_, var_, weight_, bias_ = vectors
+        y, ctx = rustbn.batch_norm_forward(p.x, mean_, var_, weight_, bias_, training)
         results.append((y, *rustbn.batch_norm_backward(p.dy, ctx)[:3]))
         exact = (mean, var)
         if training:
@@ -145,7 +148,7 @@ def test_vectors_may_have_any_dtype(training: bool, dtype: npt.DTypeLike) -> Non
     for result in results[1:]:
         for part, same in zip(result, results[0], strict=True):
             assert_same_bits(part, same)
-    assert [part.dtype for part in results[0][1:]] == [dtype, np.float32, np.float32]
+    assert [present(part).dtype for part in results[0][1:]] == [dtype, np.float32, np.float32]
 
 
 @half_dtypes
@@ -237,7 +240,7 @@ assert "ml_dtypes" not in sys.modules, "rustbn loads nothing by itself"
 import ml_dtypes
 module = sys.modules.pop("ml_dtypes")
 x = x.astype(module.bfloat16)
-for call in (lambda: rustbn.batch_norm(x, training=True), lambda: rustbn.BatchNorm(3, dtype=x.dtype)):
+for call in (lambda: rustbn.moments(x), lambda: rustbn.BatchNorm(3, dtype=x.dtype)):
     try:
         call()
     except TypeError as error:

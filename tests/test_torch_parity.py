@@ -30,13 +30,15 @@ both_modes = pytest.mark.parametrize("training", [True, False])
 
 # Parity has two halves. What we compute is right: within a few ULP of the oracle, as `judge` says.
 # And it is what PyTorch computes: within PyTorch's own error, which is up to 90 ULP of the terms
-# where |mean| >> std or where its channels-last kernel adds up many float32 values in float32.
+# where |mean| >> std or where its channels-last kernel adds up many float32 values in float32; and
+# a few of 16 bits. There the vectors are float32: with others PyTorch keeps the statistics between
+# forward and backward in 16 bits, which its gradients feel.
 THEIR_ULPS = 128.0
-HALF_ULPS = 4.0
+HALF_ULPS = 2.0
 
 
 def their_ulps(dtype: npt.DTypeLike) -> float:
-    """Return how far PyTorch's results may be from ours: of 16 bits it rounds float32 results."""
+    """Return how far PyTorch's results may be from ours."""
     return HALF_ULPS if np.dtype(dtype).itemsize == 2 else THEIR_ULPS
 
 
@@ -52,7 +54,7 @@ def assert_parity(
     `given` says which vectors there are: r(unning statistics), w(eight), b(ias).
     """
     mean, var, weight, bias = (
-        vector if kind in given else None
+        vector.astype(cases.parameter_dtype(p.x.dtype)) if kind in given else None
         for vector, kind in zip(p.copied_vectors(), "rrwb", strict=True)
     )
     theirs = peer.batch_norm(
@@ -83,8 +85,7 @@ def assert_parity(
         if ours is None or other is None:
             assert ours is other, f"{name} {what}"
         else:
-            half = p.x.dtype.itemsize == 2  # whose parameters PyTorch gives gradients of 16 bits
-            assert half or ours.dtype == other.dtype, f"{name} {what}"
+            assert ours.dtype == other.dtype, f"{name} {what}"
             allowed = their_ulps(p.x.dtype) * ulp(size, p.x.dtype)
             assert_within(ours, other, allowed, f"{name} {what} beside PyTorch's")
 

@@ -71,8 +71,8 @@ class BatchNorm:
     axis : int, default 1
         Channel axis of `x`, negative from the end: -1 for channels last.
     dtype : float16, bfloat16, float32 or float64, default float32
-        Of the parameters, gradients and running statistics. It need not be that of `x`, and float32
-        is right for an `x` of float16 or bfloat16: running statistics of 16 bits move in large steps.
+        Of the parameters, gradients and running statistics. It need not be that of `x`. For an `x`
+        of 16 bits float32 is right: running statistics of 16 bits move in large steps.
     activation : None, str or (str, float), default None
         Applied to the output: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope);
         for inference only "silu", "hardswish", "sigmoid" or "tanh".
@@ -741,7 +741,8 @@ def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
         found = None
     if found is None or not _is_float(found):
         raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
-    return found.newbyteorder("=")
+    native: np.dtype[Any] = found.newbyteorder("=")
+    return native
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
