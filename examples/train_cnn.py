@@ -8,12 +8,11 @@ The layers are those of the demonstration, a page a file in ``rustbn/demo``: cop
 
 import numpy as np
 import rustbn
-from rustbn.demo.convolution import Conv2d, MaxPool2d
 from rustbn.demo.data import load_mnist
-from rustbn.demo.layers import Dense, Flatten, ReLU
+from rustbn.demo.layers import Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from rustbn.demo.loss import softmax_cross_entropy
-from rustbn.demo.network import Sequential
 from rustbn.demo.optim import SGD
+from rustbn.demo.sequential import Sequential
 from rustbn.demo.training import accuracy, batches
 
 EPOCHS, BATCH, RATE = 5, 64, 0.1

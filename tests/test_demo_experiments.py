@@ -20,10 +20,11 @@ from rustbn.demo.experiments.initialisation import set_once
 from rustbn.demo.experiments.normalise import same_alone, snapshot
 from rustbn.demo.experiments.stability import WORKS, gradient_norms
 from rustbn.demo.layers import Array, Dense, Layer
-from rustbn.demo.network import activations, batch_norm, conv_network, dense_network, nothing
+from rustbn.demo.network import batch_norm, conv_network, dense_network, nothing
 from rustbn.demo.requirements import PACKAGES
 from rustbn.demo.results import Interval, Result, Test, interval, ratio_interval
-from rustbn.demo.training import accuracy, single_threaded, train
+from rustbn.demo.sequential import activations
+from rustbn.demo.training import accuracy, backpropagate, single_threaded, train
 
 TINY: dict[str, dict[str, Any]] = {
     "normalise": {"seeds": 1, "steps": 20},
@@ -391,7 +392,7 @@ def test_gradient_shifts_are_by_the_layers_below(
 ) -> None:
     def start() -> Any:
         network = dense_network(4, between, np.random.default_rng(1), dtype=np.float64)
-        shift.backpropagate(network, images)
+        backpropagate(network, images)
         return network
 
     old, new = start(), start()
@@ -405,7 +406,7 @@ def test_gradient_shifts_are_by_the_layers_below(
     for i, (change, cosine) in zip(layers, shifts, strict=True):
         mixed = start()
         mixed.layers = (*copy.deepcopy(new.layers[:i]), *mixed.layers[i:])
-        shift.backpropagate(mixed, images)
+        backpropagate(mixed, images)
         was, now = old.layers[i].weight_grad, mixed.layers[i].weight_grad
         assert change == pytest.approx(np.linalg.norm(now - was) / np.linalg.norm(was))
         angle = np.vdot(was, now) / np.linalg.norm(was) / np.linalg.norm(now)

@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import rustbn
-from rustbn.demo.convolution import Conv2d, MaxPool2d
 from rustbn.demo.data import Digits, Images, load_digits, load_mnist
-from rustbn.demo.ghost import GhostBatchNorm
-from rustbn.demo.layers import Array, Dense, Dropout, Flatten, Module, ReLU
-from rustbn.demo.loss import softmax_cross_entropy
-from rustbn.demo.network import (
-    Between,
-    Sequential,
-    activations,
-    batch_norm,
-    conv_network,
-    dense_network,
-    nothing,
+from rustbn.demo.layers import (
+    Array,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    GhostBatchNorm,
+    MaxPool2d,
+    Module,
+    ReLU,
 )
+from rustbn.demo.loss import softmax_cross_entropy
+from rustbn.demo.network import Between, batch_norm, conv_network, dense_network, nothing
 from rustbn.demo.optim import SGD
+from rustbn.demo.sequential import Sequential, activations
 from rustbn.demo.training import Curve, accuracy, batches, single_threaded, train
 
 F64 = np.float64

@@ -1,56 +1,17 @@
-"""Networks: layers one after another, with or without something between a layer and its ReLU."""
+"""Networks with something, or nothing, between a layer and its ReLU."""
 
-# ruff: noqa: D102 (what `__call__` and `backward` of a layer do is said once, in `Layer`)
-
-import copy
-from collections.abc import Callable, Iterator
-from typing import Self, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 import rustbn
-from rustbn.demo.convolution import Conv2d, MaxPool2d
-from rustbn.demo.layers import Array, Dense, Flatten, Layer, Module, ReLU
+from rustbn.demo.layers import Conv2d, Dense, Flatten, MaxPool2d, Module, ReLU
+from rustbn.demo.sequential import Sequential
 
 Between: TypeAlias = Callable[[int], list[Module]]
 """Makes what stands between a layer of so many features (or channels) and its ReLU."""
-
-
-class Sequential(Layer):
-    """Layers one after another."""
-
-    def __init__(self, *layers: Module) -> None:
-        self.layers = layers
-
-    def __call__(self, x: Array, /) -> Array:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def backward(self, dy: Array, /) -> Array:
-        for layer in reversed(self.layers):
-            dy = layer.backward(dy)
-        return dy
-
-    def named_parameters(self) -> Iterator[tuple[str, Array]]:
-        for index, layer in enumerate(self.layers):
-            for name, parameter in layer.named_parameters():
-                yield f"{index}.{name}", parameter
-
-    def named_grads(self) -> Iterator[tuple[str, Array]]:
-        for index, layer in enumerate(self.layers):
-            for name, grad in layer.named_grads():
-                yield f"{index}.{name}", grad
-
-    def zero_grad(self) -> None:
-        for layer in self.layers:
-            layer.zero_grad()
-
-    def train(self, mode: bool = True, /) -> Self:
-        for layer in self.layers:
-            layer.train(mode)
-        return super().train(mode)
 
 
 def nothing(features: int) -> list[Module]:
@@ -109,12 +70,3 @@ def conv_network(between: Between, rng: np.random.Generator, *, size: int = 28) 
         Dense(16 * (size // 4) ** 2, 64, rng), *between(64), ReLU(),
         Dense(64, 10, rng),
     )  # fmt: skip
-
-
-def activations(network: Sequential, x: Array) -> list[Array]:
-    """Return what each layer makes of x in training, leaving the network as it is."""
-    outputs = []
-    for layer in copy.deepcopy(network).train().layers:
-        x = layer(x)
-        outputs.append(x)
-    return outputs

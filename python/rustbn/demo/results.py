@@ -12,6 +12,8 @@ from rustbn.demo.requirements import require
 Verdict: TypeAlias = Literal["supported", "mixed", "refuted"]
 OnProgress: TypeAlias = Callable[[float], object]
 """Called with the part of an experiment that is done, from 0 to 1."""
+TUNING = 1000
+"""Added to the number of a seed to make another one, for tuning."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,14 @@ def percent(part: float, digits: int = 1) -> str:
 
 
 def spread(values: Array, scale: float = 1.0, digits: int = 1) -> str:
-    """Format mean and standard deviation over seeds."""
-    mean, std = scale * np.mean(values), scale * np.std(values, ddof=1 if len(values) > 1 else 0)
-    return f"{round(mean, digits) + 0:.{digits}f} ± {std:.{digits}f}"  # + 0: no "-0.00"
+    """Format mean and standard deviation over seeds; of a single value, the value."""
+    mean = f"{round(scale * np.mean(values), digits) + 0:.{digits}f}"  # + 0: no "-0.00"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {scale * np.std(values, ddof=1):.{digits}f}"
+
+
+def points(gain: Interval) -> str:
+    """Format a difference of accuracies and its interval in points of percent."""
+    mean, low, high = (100 * value for value in (gain.mean, gain.low, gain.high))
+    return f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})"

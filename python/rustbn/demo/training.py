@@ -11,8 +11,8 @@ import rustbn
 from rustbn.demo.data import Images
 from rustbn.demo.layers import Array
 from rustbn.demo.loss import softmax_cross_entropy
-from rustbn.demo.network import Sequential
 from rustbn.demo.optim import SGD
+from rustbn.demo.sequential import Sequential
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ def train(
         for step, part in zip(range(1, steps + 1), batches(images, batch, rng), strict=False):
             network.train()
             start = time.process_time()
-            network.zero_grad()
-            _, dlogits = softmax_cross_entropy(network(part.x), part.labels)
-            network.backward(dlogits)
+            backpropagate(network, part)
             optimiser.step()
             seconds += time.process_time() - start
             after_step(step)
@@ -96,6 +94,14 @@ def train(
     network.train()
     number, correct = (np.array(column) for column in zip(*measured, strict=True))
     return Curve(number, correct, seconds / step)
+
+
+def backpropagate(network: Sequential, images: Images) -> float:
+    """Compute the gradients of the loss in all parameters, and return the loss."""
+    network.zero_grad()
+    loss, dlogits = softmax_cross_entropy(network(images.x), images.labels)
+    network.backward(dlogits)
+    return loss
 
 
 def batches(images: Images, size: int, rng: np.random.Generator) -> Iterator[Images]:

@@ -8,17 +8,10 @@ import numpy as np
 import rustbn
 from rustbn.demo.data import Digits, Images, load_digits
 from rustbn.demo.layers import Array, Dense, Layer, Module
-from rustbn.demo.loss import softmax_cross_entropy
-from rustbn.demo.network import (
-    Between,
-    Sequential,
-    activations,
-    batch_norm,
-    dense_network,
-    nothing,
-)
+from rustbn.demo.network import Between, batch_norm, dense_network, nothing
 from rustbn.demo.optim import SGD
 from rustbn.demo.results import (
+    TUNING,
     Interval,
     OnProgress,
     Table,
@@ -26,17 +19,17 @@ from rustbn.demo.results import (
     Work,
     generators,
     interval,
+    points,
     ratio_interval,
     silent,
     spread,
 )
-from rustbn.demo.training import accuracy, batches, single_threaded, train
+from rustbn.demo.sequential import Sequential, activations
+from rustbn.demo.training import accuracy, backpropagate, batches, single_threaded, train
 
 ARMS = ("without", "batch norm, same rate", "batch norm", "batch norm and noise")
 WITHOUT, SAME_RATE, WITH, NOISY = range(4)
 RATES = (0.01, 0.03, 0.1, 0.3)
-TUNING = 1000
-"""Added to the number of a seed to make another one, for tuning."""
 EVERY = 5
 """Steps between two measurements."""
 QUICK = {"rates": (0.03, 0.1), "seeds": 3, "tuning_seeds": 1, "steps": 100}
@@ -110,8 +103,8 @@ class CovariateShift:
             *steadier,
             Test(
                 "Noise that restores the drift takes more than half of the benefit away",
-                f"drift {_ratio(noisy)}; the benefit is {_points(benefit)}, without noise "
-                f"{_points(self.benefit(WITH))}",
+                f"drift {_ratio(noisy)}; the benefit is {points(benefit)}, without noise "
+                f"{points(self.benefit(WITH))}",
                 self.more_than_half.high < 0,
             ),
         ]
@@ -236,7 +229,8 @@ def covariate_shift(
         return max(rates, key=lambda rate: on_validation(arm, rate))
 
     with single_threaded():
-        best = np.array([best_rate(arm) for arm in (WITHOUT, WITH, NOISY)])[[0, 0, 1, 2]]
+        without, with_, noisy = (best_rate(arm) for arm in (WITHOUT, WITH, NOISY))
+        best = np.array([without, without, with_, noisy])
         for arm, s in np.ndindex(shape):
             network, order = start(arm, s)
             accuracies[arm, :, s], drift[arm, s], shifts = train_and_measure(
@@ -301,6 +295,7 @@ def train_and_measure(
     before: list[rustbn.Moments] = []
     accuracies, drifts, shifts = [], [], []
     for step, part in zip(range(1, steps + 1), batches(digits.train, 64, order), strict=False):
+        network.train()
         backpropagate(network, part)
         look = step % EVERY == 0
         old = copy.deepcopy(network) if look and gradients else None
@@ -341,17 +336,5 @@ def gradient_shifts(
     return shifts
 
 
-def backpropagate(network: Sequential, images: Images) -> None:
-    """Compute the gradients of the loss, in training."""
-    network.train()
-    network.zero_grad()
-    _, dlogits = softmax_cross_entropy(network(images.x), images.labels)
-    network.backward(dlogits)
-
-
 def _ratio(ratio: Interval) -> str:
     return f"{ratio.mean:.2f} times that without ({ratio.low:.2f} to {ratio.high:.2f})"
-
-
-def _points(gain: Interval) -> str:
-    return f"{100 * gain.mean:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"

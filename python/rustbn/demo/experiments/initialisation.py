@@ -7,8 +7,9 @@ import numpy as np
 import rustbn
 from rustbn.demo.data import Images, load_digits
 from rustbn.demo.layers import Array, Dense
-from rustbn.demo.network import Sequential, batch_norm, dense_network, nothing
+from rustbn.demo.network import batch_norm, dense_network, nothing
 from rustbn.demo.results import OnProgress, Table, Test, Work, generators, percent, silent
+from rustbn.demo.sequential import Sequential
 from rustbn.demo.training import single_threaded, train
 
 ARMS = ("without", "set once", "with batch norm")

@@ -9,8 +9,9 @@ import numpy as np
 import rustbn
 from rustbn.demo.data import load_mnist
 from rustbn.demo.layers import Array
-from rustbn.demo.network import Sequential, activations, batch_norm, conv_network
+from rustbn.demo.network import batch_norm, conv_network
 from rustbn.demo.results import OnProgress, Table, Test, Work, generators, percent, silent, spread
+from rustbn.demo.sequential import Sequential, activations
 from rustbn.demo.training import single_threaded, train
 
 RATE = 0.1

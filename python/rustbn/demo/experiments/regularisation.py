@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rustbn.demo.data import Images, load_digits
-from rustbn.demo.ghost import GhostBatchNorm
-from rustbn.demo.layers import Array, Dropout
+from rustbn.demo.layers import Array, Dropout, GhostBatchNorm
 from rustbn.demo.network import Between, dense_network, nothing
 from rustbn.demo.results import (
+    TUNING,
     Interval,
     OnProgress,
     Table,
@@ -16,6 +16,7 @@ from rustbn.demo.results import (
     Work,
     generators,
     interval,
+    points,
     silent,
     spread,
 )
@@ -27,8 +28,6 @@ DROPOUT = (0.1, 0.2, 0.3, 0.5)
 RATE = 0.01
 EVERY = 50
 """Steps between two measurements."""
-TUNING = 1000
-"""Added to the number of a seed to make another one, for tuning."""
 WRONG = 0.2
 QUICK = {"groups": (64, 8, 4), "dropout": (0.3,), "seeds": 3, "tuning_seeds": 1, "steps": 700}
 
@@ -91,7 +90,7 @@ class Regularisation:
             tests.append(
                 Test(
                     f"Statistics of {group} images{whole}: higher test accuracy than without",
-                    _points(gain),
+                    points(gain),
                     gain.low > 0,
                 )
             )
@@ -125,7 +124,7 @@ class Regularisation:
     @property
     def tables(self) -> list[Table]:
         """Accuracies, gains, and what was memorised."""
-        gains = ["", *(_points(gain) for gain in self.gains)]
+        gains = ["", *(points(gain) for gain in self.gains)]
         rows = [
             (name, spread(final, 100), gain, spread(early, 100), spread(memorised, 100))
             for name, final, gain, early, memorised in zip(
@@ -249,8 +248,3 @@ def with_wrong_labels(
     labels = some.labels.copy()
     labels[wrong] = (labels[wrong] + rng.integers(1, 10, len(wrong))) % 10
     return Images(some.x, labels), wrong
-
-
-def _points(gain: Interval) -> str:
-    low, high = 100 * gain.low, 100 * gain.high
-    return f"{100 * gain.mean:+.1f} points ({low:+.1f} to {high:+.1f})"

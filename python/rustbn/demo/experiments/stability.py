@@ -8,8 +8,9 @@ import numpy as np
 from rustbn.demo.data import Images, load_digits
 from rustbn.demo.layers import Array, ReLU
 from rustbn.demo.loss import softmax_cross_entropy
-from rustbn.demo.network import Sequential, batch_norm, dense_network, nothing
+from rustbn.demo.network import batch_norm, dense_network, nothing
 from rustbn.demo.results import OnProgress, Table, Test, Work, generators, percent, silent
+from rustbn.demo.sequential import Sequential
 from rustbn.demo.training import single_threaded, train
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -5,7 +5,7 @@
 import numpy as np
 
 import rustbn
-from rustbn.demo.layers import Array, Layer
+from rustbn.demo.layers.base import Array, Layer
 
 
 class GhostBatchNorm(Layer):

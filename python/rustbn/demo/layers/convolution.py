@@ -1,4 +1,4 @@
-"""Convolution and pooling of images, arrays of shape (N, C, H, W), in NumPy."""
+"""Convolution of images, arrays of shape (N, C, H, W)."""
 
 # ruff: noqa: D102 (what `__call__` and `backward` of a layer do is said once, in `Layer`)
 
@@ -6,7 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
-from rustbn.demo.layers import Array, Layer, he_normal
+from rustbn.demo.layers.base import Array, Layer
+from rustbn.demo.layers.dense import he_normal
 
 
 class Conv2d(Layer):
@@ -69,24 +70,3 @@ def from_columns(columns: Array, shape: tuple[int, ...], k: int) -> Array:
 
 def _pad(x: Array, margin: int) -> Array:
     return np.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
-
-
-class MaxPool2d(Layer):
-    """y[n, c, h, w] = the largest x of a 2 x 2 block; equal largest ones share the gradient."""
-
-    def __call__(self, x: Array, /) -> Array:
-        self.x = x
-        corners = np.stack([x[..., i::2, j::2] for i, j in CORNERS])
-        y: Array = corners.max(axis=0)
-        self.largest = corners == y
-        return y
-
-    def backward(self, dy: Array, /) -> Array:
-        share = dy / self.largest.sum(axis=0, dtype=dy.dtype)
-        dx = np.empty_like(self.x)
-        for (i, j), largest in zip(CORNERS, self.largest, strict=True):
-            dx[..., i::2, j::2] = share * largest
-        return dx
-
-
-CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
