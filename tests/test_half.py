@@ -118,7 +118,9 @@ def test_every_value_passes_through_the_identity(dtype: npt.DTypeLike) -> None:
     x = np.arange(1 << 16, dtype=np.uint16).view(dtype).reshape(-1, 1)
     identity = rustbn.Affine(np.zeros(1), np.ones(1), np.zeros(1))
     with np.errstate(invalid="ignore"):  # to compare NaN
-        wanted = np.where(x == 0, np.zeros_like(x), x)  # of plus and minus zero the sum is plus zero
+        wanted = np.where(
+            x == 0, np.zeros_like(x), x
+        )  # of plus and minus zero the sum is plus zero
         assert_same_bits(identity(x), wanted)
 
 
