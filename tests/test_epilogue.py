@@ -718,7 +718,7 @@ def test_copies_of_a_module_hold_no_residual() -> None:
 def test_a_module_refuses_an_activation_when_it_is_made() -> None:
     for wrong in ("gelu", ("relu", 0.1), ("leaky_relu", np.inf), ""):
         with pytest.raises(ValueError, match="activation"):
-            rustbn.BatchNorm(5, activation=wrong)  # type: ignore[arg-type]
+            rustbn.BatchNorm(5, activation=wrong)
     for kind in (3, ["relu"], ("leaky_relu",), np.tanh):
         with pytest.raises(TypeError, match="activation"):
             rustbn.BatchNorm(5, activation=kind)  # type: ignore[arg-type]
