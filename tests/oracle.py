@@ -204,7 +204,7 @@ def activate(z: Array, activation: Activation) -> Array:
         return np.asarray(z * (np.clip(z + 3, 0, 6) / 6))
     if activation in ("relu", "relu6"):
         high = 6.0 if activation == "relu6" else np.inf
-        return np.clip(z, z.dtype.type(0), z.dtype.type(high))
+        return np.asarray(np.clip(z, 0.0, high), z.dtype)
     return np.where(z > 0, z, z * _slope(activation, z.dtype))
 
 

@@ -14,7 +14,19 @@ import numpy as np
 import pytest
 import rustbn
 from conftest import RunPython
-from rustbn.bench import Plan, calls, cases, cli, limits, measure, network, ours, run, streaming
+from rustbn.bench import (
+    Plan,
+    calls,
+    cases,
+    cli,
+    fused,
+    limits,
+    measure,
+    network,
+    ours,
+    run,
+    streaming,
+)
 from rustbn.bench.contestant import (
     LIMIT,
     LIMIT_FRESH,
@@ -235,7 +247,7 @@ def test_json_has_everything() -> None:
     assert report["schema"] == 1
     assert set(report) == {
         "schema", "machine", "versions", "arguments", "skipped",
-        "measurements", "networks", "calls",
+        "measurements", "networks", "calls", "fused",
     }  # fmt: skip
     assert {"cpu", "cores", "caches", "system"} == set(report["machine"])
     assert report["versions"]["rustbn"] == rustbn.__version__
@@ -257,6 +269,21 @@ def test_wrong_rustbn_stops_the_run(
     monkeypatch.setattr(rustbn.BatchNorm, "backward", lambda self, dy: 1.001 * right(self, dy))
     with pytest.raises(WrongResultError, match=r"dx is off"):
         measure(plan(passes=passes))
+
+
+def test_residual_and_relu_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "CASE", TINY[0])
+    wanted, units = plan(passes=("fused",), threads=(1, 2)), []
+    report = measure(wanted, lambda n, what: units.append(n))
+    assert sum(units) == wanted.work
+    assert len(report.fused) == 2 * len(fused.comparisons(()))
+    assert all(entry.reference in entry.results for entry in report.fused)
+    assert any("torch" in name for entry in report.fused for name in entry.results)
+    assert "residual and ReLU" in text(report)
+    right = rustbn.batch_norm
+    monkeypatch.setattr(rustbn, "batch_norm", lambda *a, **k: 1.001 * right(*a, **k))
+    with pytest.raises(WrongResultError, match=r"eval.* is off"):
+        measure(wanted)
 
 
 def test_a_missing_peer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,6 +306,11 @@ def dtype_cases() -> Iterator[Case]:
 NO_ARRAYS: tuple[Any, ...] = ([[1.0, 2.0]], (1.0, 2.0), 1.5, "x", object(), {}, np.ndarray)
 
 
+NO_ACTIVATIONS: tuple[Any, ...] = (
+    *(3, 1.5, b"relu", ["relu"], ("leaky_relu",), ("leaky_relu", "1"), np.tanh),
+)
+
+
 def kind_cases() -> Iterator[Case]:
     for thing in (*NO_ARRAYS, None):
         got = type(thing).__name__
@@ -317,7 +322,7 @@ def kind_cases() -> Iterator[Case]:
         for call, name in arguments:
             yield Case(call, {name: thing}, TypeError, (word(name), "array", got))
     for call in WITH_RESIDUAL:
-        for thing in (3, 1.5, b"relu", ["relu"], ("leaky_relu",), ("leaky_relu", "1"), np.tanh):
+        for thing in NO_ACTIVATIONS:
             mentions = word("activation"), "leaky_relu", type(thing).__name__
             yield Case(call, {"activation": thing}, TypeError, mentions)
     for call in (*TRAINS, update):

@@ -41,7 +41,7 @@ class NetworkMeasurement:
 
 @dataclass(frozen=True)
 class CallMeasurement:
-    """Small calls that do the same work: seconds by statement, and which of them is the measure."""
+    """Calls that do comparable work: seconds by name, and which of them is the measure."""
 
     title: str
     reference: str
@@ -60,6 +60,7 @@ class Report:
     measurements: list[Measurement] = field(default_factory=list)
     networks: list[NetworkMeasurement] = field(default_factory=list)
     calls: list[CallMeasurement] = field(default_factory=list)
+    fused: list[CallMeasurement] = field(default_factory=list)
 
     def json(self) -> str:
         """Return the report as JSON; times are seconds per call."""

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import rustbn
-from rustbn.bench import calls, network, with_numpy, with_torch
+from rustbn.bench import calls, fused, network, with_numpy, with_torch
 from rustbn.bench.contestant import NAMES, PASSES, Contestant
 from rustbn.bench.limits import Team, limits, team
 from rustbn.bench.machine import machine, versions
@@ -21,8 +21,8 @@ from rustbn.bench.report import CallMeasurement, Measurement, NetworkMeasurement
 from rustbn.bench.shapes import Case
 from rustbn.bench.timing import SAMPLE_SECONDS, clock_for, interleave, timer
 
-NETWORK, CALLS = "network", "calls"
-ALL_PASSES = (*PASSES, NETWORK, CALLS)
+NETWORK, CALLS, FUSED = "network", "calls", "fused"
+ALL_PASSES = (*PASSES, NETWORK, CALLS, FUSED)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     passes : sequence of str
         Of ``forward``, ``backward``, ``eval``, ``step`` (a module's forward and backward) for each
         case, ``network`` (a step of all layers of a group whose counts are not all 1), and
-        ``calls`` (tiny arrays, whatever the cases).
+        ``calls`` (tiny arrays, whatever the cases), and ``fused`` (residual and ReLU, one layer).
     threads : sequence of int
         Numbers of threads, one after the other.
     repeats : int
@@ -62,7 +62,9 @@ class Plan:
         if NETWORK in self.passes:
             units += sum(_network_units(part) for part in _networks(self.cases))
         units = units * len(self.threads) * self.repeats
-        return units + (len(calls.COMPARISONS) * _CALL_UNITS if CALLS in self.passes else 0)
+        units += len(calls.COMPARISONS) * _CALL_UNITS if CALLS in self.passes else 0
+        fused_work = _units(fused.CASE) * self.repeats * len(self.threads)
+        return units + (fused_work if FUSED in self.passes else 0)
 
 
 def measure(plan: Plan, on_work: Callable[[int, str], None] = lambda units, what: None) -> Report:
@@ -90,6 +92,8 @@ def measure(plan: Plan, on_work: Callable[[int, str], None] = lambda units, what
             _measure_network(part, plan, peers, report, on_work)
     if CALLS in plan.passes:
         _measure_calls(plan, peers, report, on_work)
+    if FUSED in plan.passes:
+        _measure_fused(plan, peers, report, on_work)
     return report
 
 
@@ -213,6 +217,26 @@ def _measure_calls(
                 CallMeasurement(comparison.title, comparison.reference, clock.name, results)
             )
             on_work(_CALL_UNITS, f"small calls: {comparison.title}")
+
+
+def _measure_fused(
+    plan: Plan, peers: Sequence[str], report: Report, on_work: Callable[[int, str], None]
+) -> None:
+    comparisons = fused.comparisons(peers)
+    for threads in plan.threads:
+        clock = clock_for(threads)
+        with _threads(threads, peers):
+            for comparison in comparisons:
+                results = interleave(
+                    {name: timer(call, clock) for name, call in comparison.calls.items()},
+                    plan.repeats,
+                    plan.sample_seconds,
+                )
+                title = f"{comparison.title}, {_count(threads)}"
+                report.fused.append(
+                    CallMeasurement(title, comparison.reference, clock.name, results)
+                )
+        on_work(_units(fused.CASE) * plan.repeats, f"residual and ReLU, {_count(threads)}")
 
 
 @contextmanager

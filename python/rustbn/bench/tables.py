@@ -9,6 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
+from rustbn.bench import fused
 from rustbn.bench.contestant import (
     LIMIT,
     LIMIT_FRESH,
@@ -76,7 +77,9 @@ def tables(report: Report) -> list[Table]:
     if report.networks:
         found.append(_networks(report.networks))
     if report.calls:
-        found.append(_calls(report.calls))
+        found.append(_calls(report.calls, "calls on (32, 64)"))
+    if report.fused:
+        found.append(_calls(report.fused, f"residual and ReLU, float32 {fused.CASE.shape}"))
     return found
 
 
@@ -248,15 +251,19 @@ def _networks(networks: Sequence[NetworkMeasurement]) -> Table:
     )
 
 
-def _calls(calls: Sequence[CallMeasurement]) -> Table:
+def _calls(calls: Sequence[CallMeasurement], what: str) -> Table:
     rows = []
     for entry in calls:
         reference = entry.results.get(entry.reference)
         for name, result in entry.results.items():
             ratio = result.median / reference.median if reference else math.nan
-            rows.append((f"{entry.title}: {name}", f"{1e9 * result.median:.0f} ns", _ratio(ratio)))
-    title = "calls on (32, 64); ratio to the first of each kind"
+            rows.append((f"{entry.title}: {name}", _call_time(result.median), _ratio(ratio)))
+    title = f"{what}; ratio to the first of each kind"
     return Table(title, ("call", "time", "ratio"), tuple(rows))
+
+
+def _call_time(seconds: float) -> str:
+    return f"{1e9 * seconds:.0f} ns" if seconds < 1e-4 else _time(seconds)
 
 
 def _title(entry: Measurement) -> str:
