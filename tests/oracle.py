@@ -189,7 +189,7 @@ def corners(activation: Activation) -> tuple[float, ...]:
 def _slope(activation: Activation, dtype: npt.DTypeLike) -> Any:
     """Return the slope below zero of what is not flat there."""
     slope = activation[1] if isinstance(activation, tuple) else 0.01 if activation else 1.0
-    return np.dtype(dtype).type(slope)
+    return np.asarray(slope, dtype)[()]
 
 
 def activate(z: Array, activation: Activation) -> Array:

@@ -44,11 +44,20 @@ def comparisons(peers: Sequence[str]) -> list[Comparison]:
     x, residual, out = problem.x, problem.dy, problem.out
     running = problem.running_mean.copy(), problem.running_var.copy()
     vectors = (problem.running_mean, problem.running_var, problem.weight, problem.bias)
-    train = (*running, problem.weight, problem.bias, True, MOMENTUM, EPS)
-    fused: dict[str, Any] = {"activation": "relu", "residual": residual}
 
-    def forward(**more: Any) -> Any:
-        return rustbn.batch_norm_forward(x, *train, **fused, **more)[0]
+    def forward(out: Any = None) -> Any:
+        y, _ = rustbn.batch_norm_forward(
+            x,
+            *running,
+            problem.weight,
+            problem.bias,
+            momentum=MOMENTUM,
+            eps=EPS,
+            activation="relu",
+            residual=residual,
+            out=out,
+        )
+        return y
 
     def evaluate(**more: Any) -> Any:
         return rustbn.batch_norm(x, *vectors, eps=EPS, residual=residual, out=out, **more)
