@@ -166,9 +166,9 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     }
 }
 
-/// The elements of a run that are streamed: whole vectors and whole lines. (A line of which one part is
-/// streamed and the other is not is written twice: planes of 14 x 14 elements of 16 bits took five
-/// times as long.)
+/// The elements of a run that are streamed: whole vectors and whole lines. A line of which one part is
+/// streamed and the other is not is written twice: planes of 14 x 14 elements of 16 bits, where a line
+/// is two vectors, took three to seven times as long.
 #[inline(always)]
 fn lines<E>(output: *mut E, len: usize, stores: Stores) -> Range<usize> {
     let bytes = output.addr().wrapping_neg() % STREAM_ALIGNMENT;
@@ -180,8 +180,8 @@ fn lines<E>(output: *mut E, len: usize, stores: Stores) -> Range<usize> {
     start..start + (len - start) / unit * unit
 }
 
-/// Elements of a streamed part of a sheet before its first boundary of a line, or of a vector where that is less;
-/// `None` where it cannot be streamed.
+/// Elements of a streamed part of a sheet before its first line boundary, or the first boundary of a
+/// vector where that is less than a line; `None` where it cannot be streamed.
 #[inline(always)]
 fn head<E>(output: *mut E, len: usize) -> Option<usize> {
     // No more than a vector, so a head is less than one.

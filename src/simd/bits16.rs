@@ -183,7 +183,7 @@ pub(crate) fn narrow_bf16(value: f32) -> u16 {
 pub(crate) fn round_to_odd(value: f64) -> f32 {
     let near = value as f32;
     let bits = near.to_bits();
-    // An infinite one is beyond all ties; NaN differs from itself but equals nothing that it could become.
+    // An infinite one is beyond all ties already, and NaN has none.
     if f64::from(near) == value || !near.is_finite() {
         return near;
     }
