@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group};
 use rustbn::{
-    Affine, Error, Execution, View, apply, backward_apply, backward_reduce, batch_norm,
+    Affine, Epilogue, Error, Execution, View, apply, backward_apply, backward_reduce, batch_norm,
     batch_norm_backward, moments,
 };
 
@@ -70,10 +70,19 @@ fn forward(criterion: &mut Criterion) {
             black_box(expect(moments(view, &x, execution)));
         });
         bench(criterion, "apply", case, 2, || {
-            expect(apply(view, &x, &affine, black_box(&mut y), execution));
+            expect(apply(view, &x, &affine, Epilogue::default(), black_box(&mut y), execution));
         });
         bench(criterion, "batch_norm", case, 2, || {
-            black_box(expect(batch_norm(view, &x, Some(&ones), None, EPS, &mut y, execution)));
+            black_box(expect(batch_norm(
+                view,
+                &x,
+                Some(&ones),
+                None,
+                EPS,
+                Epilogue::default(),
+                &mut y,
+                execution,
+            )));
         });
     }
 }

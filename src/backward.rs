@@ -10,17 +10,26 @@
 //! dx      = scale · (dy - Σdy / n - (x - μ) · invstd² · Σ dy (x - μ) / n)
 //! ```
 //!
+//! Behind an activation the same holds of `dz`, the gradient with respect to what it was applied to,
+//! which is also that with respect to a residual. It is written first ([`Upstream`]): to where the
+//! residual's gradient goes, or else to where `dx` will be.
+//!
 //! Running statistics are constants: then `dx = dy · scale`, an [`Affine`](crate::Affine) without
 //! mean and bias, and the sums are about the running mean.
 
+use crate::affine::Affine;
 use crate::element::{Element, Real};
+use crate::epilogue::{Epilogue, Gate, RawEpilogue, Then};
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::grad_sums::{GradSums, about_mean};
 use crate::items::{Finish, group};
 use crate::kernels::GROUP;
+use crate::kernels::apply;
 use crate::kernels::backward_apply::{self, BackwardApply};
 use crate::kernels::backward_reduce::GradTerms;
+use crate::kernels::gate::GateMap;
+use crate::kernels::map::{Stores, Table};
 use crate::moments::{self, Moments};
 use crate::schedule::Plan;
 use crate::sweep;
@@ -107,7 +116,7 @@ pub fn batch_norm_backward<E: Element>(
     Ok(unsafe {
         batch_norm_backward_raw(
             view,
-            dy.as_ptr(),
+            Upstream { dy: dy.as_ptr(), gate: None },
             x.as_ptr(),
             moments,
             weight,
@@ -116,6 +125,35 @@ pub fn batch_norm_backward<E: Element>(
             execution,
         )
     })
+}
+
+/// Writes to `dz` the gradient with respect to what the activation was applied to, and so to a
+/// residual, of the gradient `dy` with respect to its output. Normalisation goes on from there with
+/// [`batch_norm_backward`]. `affine` is what normalised `x` in the forward pass.
+///
+/// # Errors
+/// [`Error::Shape`] if `dy`, `x`, `dz` or the residual is not exactly the elements of `view`;
+/// [`Error::Length`] if `affine` has other channels; [`Error::Range`] for an activation of inference.
+pub fn epilogue_backward<E: Element>(
+    view: View,
+    dy: &[E],
+    x: &[E],
+    affine: &Affine,
+    epilogue: Epilogue<'_, E>,
+    dz: &mut [E],
+    execution: Execution,
+) -> Result<(), Error> {
+    view.check("x", x)?;
+    view.check("dy", dy)?;
+    view.check("dz", dz)?;
+    view.check_vector("mean", affine.mean())?;
+    epilogue.residual.map_or(Ok(()), |residual| view.check("residual", residual))?;
+    epilogue.activation.check_training()?;
+    let gate = Gating { epilogue: epilogue.raw(), affine, dz: dz.as_mut_ptr() };
+    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and
+    // affine and activation were checked.
+    unsafe { gate_raw(view, dy.as_ptr(), x.as_ptr(), gate, execution) };
+    Ok(())
 }
 
 fn check<E>(
@@ -222,15 +260,65 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
     unsafe { sweep::map(&plan, execution.level, BackwardApply { dy, x, dx }, &table) };
 }
 
-/// [`batch_norm_backward`] from `dy` and `x` to `dx`.
+/// What comes from above: `dy`, or what an activation behind the normalisation makes of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Upstream<'a, E> {
+    /// Gradient with respect to the output.
+    pub(crate) dy: *const E,
+    /// How `dz` is made of it; none where it is `dy`.
+    pub(crate) gate: Option<Gating<'a, E>>,
+}
+
+/// An activation to go back through.
+#[derive(Clone, Copy)]
+pub(crate) struct Gating<'a, E> {
+    /// What the forward pass did after normalisation.
+    pub(crate) epilogue: RawEpilogue<E>,
+    /// The normalisation of the forward pass.
+    pub(crate) affine: &'a Affine,
+    /// Where `dz` goes.
+    pub(crate) dz: *mut E,
+}
+
+/// Writes `dz`, all of it.
 ///
 /// # Safety
-/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy` or shares no memory with
-/// them; `moments` and `weight` have the channels of `view`.
+/// `dy`, `x` and a residual are readable and `dz` writable for `view`; `dz` is `dy` or shares no
+/// memory with them; the affine has the channels of `view`; the activation is a gate.
+pub(crate) unsafe fn gate_raw<E: Element>(
+    view: View,
+    dy: *const E,
+    x: *const E,
+    Gating { epilogue, affine, dz }: Gating<'_, E>,
+    execution: Execution,
+) {
+    if view.is_empty() {
+        return;
+    }
+    let inputs = 2 + epilogue.inputs();
+    let plan = Plan::elementwise(view, size_of::<E>(), inputs, execution).writing(dy, dz);
+    let table = apply::table(affine, execution.level);
+    let map = GateMap { dy, x, then: then(epilogue), dz };
+    // SAFETY: handed on to the caller.
+    unsafe { sweep::map(&plan, execution.level, map, &table) };
+}
+
+/// An epilogue of training as kernels see it.
+fn then<E>(RawEpilogue { residual, activation }: RawEpilogue<E>) -> Then<E, Gate> {
+    let function = Gate::of(activation).expect("activations of training were checked");
+    Then { residual, function }
+}
+
+/// [`batch_norm_backward`] from `upstream` and `x` to `dx`.
+///
+/// # Safety
+/// `dy`, `x` and a residual are readable and `dx` and `dz` writable for `view`; `dx` is `dy` or
+/// shares no memory with them; `dz` is `dx` or `dy` or shares no memory with any; `moments`,
+/// `weight` and the affine have the channels of `view`; the activation is a gate.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     view: View,
-    dy: *const E,
+    upstream: Upstream<'_, E>,
     x: *const E,
     moments: &Moments,
     weight: Option<&[f64]>,
@@ -241,17 +329,32 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
-    let plan = Plan::new(view, size_of::<E>(), 2, execution).writing(dy, dx);
-    // SAFETY: handed on to the caller; a block's sums are complete before the first of its outputs
-    // is written.
-    let sums = unsafe {
-        sweep::fused(
-            &plan,
-            execution.level,
-            GradTerms { dy, x, moments },
-            BackwardApply { dy, x, dx },
-            Differentiate { moments, weight, eps },
-        )
+    let Upstream { dy, gate } = upstream;
+    let inputs = 2 + gate.map_or(0, |gate| 1 + gate.epilogue.inputs());
+    let plan = Plan::new(view, size_of::<E>(), inputs, execution);
+    let finish = Differentiate { moments, weight, eps };
+    let level = execution.level;
+    let Some(Gating { epilogue, affine, dz }) = gate else {
+        let plan = plan.writing(dy, dx);
+        let (terms, map) = (GradTerms { dy, x, moments }, BackwardApply { dy, x, dx });
+        // SAFETY: handed on to the caller; a block's sums are complete before the first of its
+        // outputs is written.
+        let sums = unsafe { sweep::fused(&plan, level, |_, _| {}, terms, map, finish) };
+        return GradSums::from_sums(sums, moments);
     };
+    let coefficients = apply::table::<E::Real>(affine, level);
+    let table = Table { first: coefficients.as_ptr(), pitch: view.channels };
+    // What is written here is read soon.
+    let first = Plan { stores: Stores::Ordinary, ahead: 0, ..plan };
+    let plan = plan.writing(dz, dx);
+    let gate = GateMap { dy, x, then: then(epilogue), dz };
+    // SAFETY: `fused` calls this for each block and chunk once, before it reads `dz` there; the table
+    // outlives it; the rest is handed on to the caller.
+    let before =
+        |block, chunk| unsafe { sweep::map_item(&first, level, gate, table, block, chunk) };
+    let dy = dz.cast_const();
+    let (terms, map) = (GradTerms { dy, x, moments }, BackwardApply { dy, x, dx });
+    // SAFETY: handed on to the caller.
+    let sums = unsafe { sweep::fused(&plan, level, before, terms, map, finish) };
     GradSums::from_sums(sums, moments)
 }

@@ -3,7 +3,8 @@
 //!
 //! A new dtype is one `impl Element`.
 
-use crate::simd::{LANES, Simd, Vector};
+use crate::simd::{self, Bits16, LANES, Simd, Vector};
+use half::{bf16, f16};
 
 /// A vector of the arithmetic type of `E`.
 pub type RealVector<S, E> = <<E as Element>::Real as Real>::Vector<S>;
@@ -17,11 +18,18 @@ pub trait Real: Element<Real = Self> + private::Sealed {
     /// The largest finite value.
     const MAX: Self;
 
+    /// The least positive value.
+    const LEAST: Self;
+
     /// Rounds to this type.
     fn from_f64(value: f64) -> Self;
 
     /// This value, exactly.
     fn to_f64(self) -> f64;
+
+    /// The greatest value below this one.
+    #[must_use]
+    fn next_below(self) -> Self;
 }
 
 /// A storage type.
@@ -35,6 +43,9 @@ pub trait Element: Copy + Send + Sync + private::Sealed + 'static {
 
     /// This value, exactly.
     fn widen(self) -> f64;
+
+    /// The nearest value of this type; of two as near, the one whose last digit is even.
+    fn narrow(value: f64) -> Self;
 
     /// `n <= 16` elements from `p`, zero in the lanes beyond.
     ///
@@ -53,7 +64,8 @@ pub trait Element: Copy + Send + Sync + private::Sealed + 'static {
     /// Writes sixteen lanes to `p` past the cache.
     ///
     /// # Safety
-    /// `p` is writable for sixteen elements and aligned to a cache line.
+    /// `p` is writable for sixteen elements and aligned to a cache line, or to so many bytes if that
+    /// is less.
     #[doc(hidden)]
     unsafe fn stream<S: Simd>(simd: S, p: *mut Self, value: RealVector<S, Self>);
 }
@@ -63,6 +75,8 @@ mod private {
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for f64 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
 }
 
 /// The first `n` values from `p` as a vector: a plain load where `n` fills it.
@@ -91,6 +105,7 @@ macro_rules! real {
             type Vector<S: Simd> = S::$vector;
 
             const MAX: Self = <$real>::MAX;
+            const LEAST: Self = <$real>::from_bits(1);
 
             #[inline(always)]
             fn from_f64(value: f64) -> Self {
@@ -100,6 +115,11 @@ macro_rules! real {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 self.into()
+            }
+
+            #[inline(always)]
+            fn next_below(self) -> Self {
+                self.next_down()
             }
         }
 
@@ -114,6 +134,11 @@ macro_rules! real {
             #[inline(always)]
             fn widen(self) -> f64 {
                 self.into()
+            }
+
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                value as $real
             }
 
             #[inline(always)]
@@ -138,3 +163,50 @@ macro_rules! real {
 }
 real!(f32, F32);
 real!(f64, F64);
+
+macro_rules! half {
+    ($half:ty, $widen:ident, $narrow:ident) => {
+        // SAFETY (all of the impl): a token is held; the caller's contract is that of the methods of
+        // `Bits16`; the type is 16 bits without a meaning of their own to memory.
+        impl Element for $half {
+            type Real = f32;
+
+            const EXACT_PRODUCTS: bool = f32::EXACT_PRODUCTS;
+
+            #[inline(always)]
+            fn widen(self) -> f64 {
+                simd::$widen(self.to_bits()).into()
+            }
+
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                <$half>::from_bits(simd::$narrow(simd::round_to_odd(value)))
+            }
+
+            #[inline(always)]
+            unsafe fn load<S: Simd>(_: S, p: *const Self, n: usize) -> RealVector<S, Self> {
+                let p = p.cast();
+                // SAFETY: see the impl.
+                let bits = unsafe {
+                    if n == LANES { S::U16::load(p) } else { S::U16::load_partial(p, n) }
+                };
+                bits.$widen()
+            }
+
+            #[inline(always)]
+            unsafe fn store<S: Simd>(_: S, p: *mut Self, n: usize, value: RealVector<S, Self>) {
+                let (p, bits) = (p.cast(), S::U16::$narrow(value));
+                // SAFETY: see the impl.
+                unsafe { if n == LANES { bits.store(p) } else { bits.store_partial(p, n) } }
+            }
+
+            #[inline(always)]
+            unsafe fn stream<S: Simd>(_: S, p: *mut Self, value: RealVector<S, Self>) {
+                // SAFETY: see the impl.
+                unsafe { S::U16::$narrow(value).stream(p.cast()) }
+            }
+        }
+    };
+}
+half!(f16, widen_f16, narrow_f16);
+half!(bf16, widen_bf16, narrow_bf16);

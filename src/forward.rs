@@ -2,7 +2,7 @@
 
 use crate::affine::Affine;
 use crate::element::{Element, Real};
-use crate::epilogue::Identity;
+use crate::epilogue::{Epilogue, RawEpilogue, with_stage, with_training_stage};
 use crate::error::Error;
 use crate::execution::Execution;
 use crate::items::{Finish, group};
@@ -34,23 +34,26 @@ pub fn moments<E: Element>(view: View, x: &[E], execution: Execution) -> Result<
     Ok(unsafe { moments_raw(view, x.as_ptr(), execution) })
 }
 
-/// Writes `(x - mean) * scale + bias` to `y`: batch normalization once its statistics are known.
+/// Writes `activation((x - mean) * scale + bias + residual)` to `y`: batch normalization once its
+/// statistics are known, and what comes after it.
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if
-/// `affine` has other channels.
+/// [`Error::Shape`] if `x`, `y` or the residual is not exactly the elements of `view`;
+/// [`Error::Length`] if `affine` has other channels.
 pub fn apply<E: Element>(
     view: View,
     x: &[E],
     affine: &Affine,
+    epilogue: Epilogue<'_, E>,
     y: &mut [E],
     execution: Execution,
 ) -> Result<(), Error> {
     view.check("x", x)?;
     view.check("y", y)?;
     view.check_vector("mean", affine.mean())?;
-    // SAFETY: both are exactly the elements of `view`, and a `&mut` shares memory with nothing.
-    unsafe { apply_raw(view, x.as_ptr(), affine, y.as_mut_ptr(), execution) };
+    epilogue.residual.map_or(Ok(()), |residual| view.check("residual", residual))?;
+    // SAFETY: all are exactly the elements of `view`, and a `&mut` shares memory with nothing.
+    unsafe { apply_raw(view, x.as_ptr(), affine, epilogue.raw(), y.as_mut_ptr(), execution) };
     Ok(())
 }
 
@@ -62,13 +65,15 @@ pub fn apply_in_place<E: Element>(
     view: View,
     x: &mut [E],
     affine: &Affine,
+    epilogue: Epilogue<'_, E>,
     execution: Execution,
 ) -> Result<(), Error> {
     view.check("x", x)?;
     view.check_vector("mean", affine.mean())?;
+    epilogue.residual.map_or(Ok(()), |residual| view.check("residual", residual))?;
     let x = x.as_mut_ptr();
     // SAFETY: exactly the elements of `view`, which the output may be as well.
-    unsafe { apply_raw(view, x, affine, x, execution) };
+    unsafe { apply_raw(view, x, affine, epilogue.raw(), x, execution) };
     Ok(())
 }
 
@@ -78,14 +83,17 @@ pub fn apply_in_place<E: Element>(
 /// [`Affine::from_moments`] and [`apply`].
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` or `y` is not exactly the elements of `view`; [`Error::Length`] if
-/// `weight` or `bias` is not one value a channel.
+/// [`Error::Shape`] if `x`, `y` or the residual is not exactly the elements of `view`;
+/// [`Error::Length`] if `weight` or `bias` is not one value a channel; [`Error::Range`] for an
+/// activation of inference.
+#[allow(clippy::too_many_arguments)]
 pub fn batch_norm<E: Element>(
     view: View,
     x: &[E],
     weight: Option<&[f64]>,
     bias: Option<&[f64]>,
     eps: f64,
+    epilogue: Epilogue<'_, E>,
     y: &mut [E],
     execution: Execution,
 ) -> Result<Moments, Error> {
@@ -93,9 +101,12 @@ pub fn batch_norm<E: Element>(
     view.check("y", y)?;
     weight.map_or(Ok(()), |weight| view.check_vector("weight", weight))?;
     bias.map_or(Ok(()), |bias| view.check_vector("bias", bias))?;
-    // SAFETY: both are exactly the elements of `view`, a `&mut` shares memory with nothing, and the
-    // vectors were checked.
-    Ok(unsafe { batch_norm_raw(view, x.as_ptr(), weight, bias, eps, y.as_mut_ptr(), execution) })
+    epilogue.residual.map_or(Ok(()), |residual| view.check("residual", residual))?;
+    epilogue.activation.check_training()?;
+    let (epilogue, y) = (epilogue.raw(), y.as_mut_ptr());
+    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and
+    // vectors and activation were checked.
+    Ok(unsafe { batch_norm_raw(view, x.as_ptr(), weight, bias, eps, epilogue, y, execution) })
 }
 
 /// [`moments`] of the elements at `x`.
@@ -119,22 +130,27 @@ pub(crate) unsafe fn moments_raw<E: Element>(
 /// [`apply`] from `x` to `y`.
 ///
 /// # Safety
-/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `affine` has
-/// the channels of `view`.
+/// `x` and a residual are readable and `y` writable for `view`; `y` is one of them or shares no
+/// memory with them; `affine` has the channels of `view`.
 pub(crate) unsafe fn apply_raw<E: Element>(
     view: View,
     x: *const E,
     affine: &Affine,
+    epilogue: RawEpilogue<E>,
     y: *mut E,
     execution: Execution,
 ) {
     if view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution).writing(x, y);
-    let map = Apply { x, y, epilogue: Identity };
-    // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, map, &apply::table(affine, execution.level)) };
+    let plan = Plan::elementwise(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
+        .writing(x, y)
+        .writing(epilogue.residual, y);
+    let table = apply::table(affine, execution.level);
+    with_stage!(epilogue, stage => {
+        // SAFETY: handed on to the caller.
+        unsafe { sweep::map(&plan, execution.level, Apply { x, y, stage }, &table) };
+    });
 }
 
 /// [`apply`] of [`Affine::from_running`] from `x` to `y`, without the nouns in between.
@@ -151,43 +167,53 @@ pub(crate) unsafe fn infer_raw<E: Element>(
     weight: Option<&[f64]>,
     bias: Option<&[f64]>,
     eps: f64,
+    epilogue: RawEpilogue<E>,
     y: *mut E,
     execution: Execution,
 ) {
     if view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1, execution).writing(x, y);
+    let plan = Plan::elementwise(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
+        .writing(x, y)
+        .writing(epilogue.residual, y);
     let finish = Infer { weight, bias, eps };
     let table = sweep::finished(execution.level, finish, running_mean, [running_var, running_var]);
-    let map = Apply { x, y, epilogue: Identity };
-    // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, map, &table) };
+    with_stage!(epilogue, stage => {
+        // SAFETY: handed on to the caller.
+        unsafe { sweep::map(&plan, execution.level, Apply { x, y, stage }, &table) };
+    });
 }
 
 /// [`batch_norm`] from `x` to `y`.
 ///
 /// # Safety
-/// `x` is readable and `y` writable for `view`, and they are equal or share no memory; `weight` and
-/// `bias` have the channels of `view`.
+/// `x` and a residual are readable and `y` writable for `view`; `y` is one of them or shares no
+/// memory with them; `weight` and `bias` have the channels of `view`; the activation is a gate.
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn batch_norm_raw<E: Element>(
     view: View,
     x: *const E,
     weight: Option<&[f64]>,
     bias: Option<&[f64]>,
     eps: f64,
+    epilogue: RawEpilogue<E>,
     y: *mut E,
     execution: Execution,
 ) -> Moments {
     if view.is_empty() {
         return Moments::none(view);
     }
-    let plan = Plan::new(view, size_of::<E>(), 1, execution).writing(x, y);
+    // A residual is read by the second sweep alone and need not stay in the cache.
+    let plan =
+        Plan::new(view, size_of::<E>(), 1, execution).writing(x, y).writing(epilogue.residual, y);
     let count = view.count() as u64;
     let finish = Normalise { count, weight, bias, eps };
-    let map = Apply { x, y, epilogue: Identity };
-    // SAFETY: the caller vouches for `x` and `y`; the view is not empty.
-    let sums = unsafe { sweep::fused(&plan, execution.level, MomentTerms(x), map, finish) };
+    let sums = with_training_stage!(epilogue, stage => {
+        let map = Apply { x, y, stage };
+        // SAFETY: the caller vouches for `x`, `y` and the residual; the view is not empty.
+        unsafe { sweep::fused(&plan, execution.level, |_, _| {}, MomentTerms(x), map, finish) }
+    });
     Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
 }
 

@@ -258,6 +258,9 @@ impl<M: Map> Kernel for MapItem<'_, M> {
         let stores = self.plan.stores;
         // SAFETY: whoever runs the item vouches for inputs, output and coefficients.
         unsafe {
+            if M::LONG {
+                return self.runs(simd);
+            }
             match self.plan.partition.arrangement {
                 Arrangement::Planes => self.planes(simd),
                 Arrangement::Sheet { samples } => self.sheet(simd, samples),
@@ -270,6 +273,28 @@ impl<M: Map> Kernel for MapItem<'_, M> {
 }
 
 impl<M: Map> MapItem<'_, M> {
+    /// Memory in its order, run by run or row by row: the one loop of long expressions.
+    ///
+    /// # Safety
+    /// As said of the item.
+    #[inline(always)]
+    unsafe fn runs<S: Simd>(self, simd: S) {
+        let view = &self.plan.partition.view;
+        let of_run = view.inner > 1;
+        let (first, channels) = (self.channels.start, self.channels.len());
+        let runs = if of_run { channels } else { 1 };
+        for outer in self.chunk.outer {
+            for c in 0..runs {
+                let at = view.offset(outer, first + c, self.chunk.inner.start);
+                let len = if of_run { self.chunk.inner.len() } else { channels };
+                let table = self.table.from(first + c);
+                // SAFETY: a part of a run of the view, or the block's columns of a row, and their
+                // coefficients.
+                unsafe { map::plain(simd, self.map, at, len, table, of_run) };
+            }
+        }
+    }
+
     /// # Safety
     /// As said of the item.
     #[inline(always)]

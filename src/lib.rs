@@ -27,14 +27,14 @@
 //! says how a verb runs, never what it computes.
 //!
 //! ```
-//! use rustbn::{Affine, Execution, View, apply, batch_norm, batch_norm_backward};
+//! use rustbn::{Affine, Epilogue, Execution, View, apply, batch_norm, batch_norm_backward};
 //!
 //! let view = View::contiguous(&[2, 3, 4, 4], 1)?; // N C H W, channels at axis 1
 //! let execution = Execution::current()?;
 //! let x: Vec<f32> = (0..view.len()).map(|i| (i * i % 17) as f32).collect();
 //!
 //! let mut y = vec![0.0; x.len()];
-//! let moments = batch_norm(view, &x, None, None, 1e-5, &mut y, execution)?;
+//! let moments = batch_norm(view, &x, None, None, 1e-5, Epilogue::default(), &mut y, execution)?;
 //!
 //! let dy = x.clone();
 //! let mut dx = vec![0.0; x.len()];
@@ -42,7 +42,7 @@
 //! assert_eq!(sums.sum_dy().len(), 3);
 //!
 //! let inference = Affine::from_running(moments.mean(), &moments.var(1.0), None, None, 1e-5)?;
-//! apply(view, &x, &inference, &mut y, execution)?;
+//! apply(view, &x, &inference, Epilogue::default(), &mut y, execution)?;
 //! # Ok::<(), rustbn::Error>(())
 //! ```
 //!
@@ -84,9 +84,10 @@ mod view;
 mod python;
 
 pub use affine::Affine;
-pub use backward::{backward_apply, backward_reduce, batch_norm_backward};
+pub use backward::{backward_apply, backward_reduce, batch_norm_backward, epilogue_backward};
 pub use caches::Caches;
 pub use element::{Element, Real};
+pub use epilogue::{Activation, Epilogue};
 pub use error::Error;
 pub use execution::Execution;
 pub use forward::{apply, apply_in_place, batch_norm, moments};

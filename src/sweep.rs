@@ -87,7 +87,9 @@ pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
     table
 }
 
-/// Both sweeps: the sums of a channel, its coefficients by `finish`, its outputs.
+/// Both sweeps: the sums of a channel, its coefficients by `finish`, its outputs. `before` is called
+/// for each block and chunk before their sums are made, by whoever makes them: it may write what
+/// `terms` reads there.
 ///
 /// # Safety
 /// As for [`reduce`] and [`map`]. The output may be an input of both: a channel's sums are complete
@@ -95,6 +97,7 @@ pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
 pub(crate) unsafe fn fused<T: Terms, M: Map, F, const N: usize>(
     plan: &Plan,
     level: Level,
+    before: impl Fn(usize, usize) + Sync,
     terms: T,
     map: M,
     finish: F,
@@ -131,8 +134,10 @@ where
         if plan.fused {
             pool::for_each(plan.workers, blocks, |block| {
                 state.prepare(level, terms, block);
-                (0..plan.partition.chunks)
-                    .for_each(|chunk| state.reduce(level, terms, block, chunk));
+                (0..plan.partition.chunks).for_each(|chunk| {
+                    before(block, chunk);
+                    state.reduce(level, terms, block, chunk);
+                });
                 finish(block);
                 (0..plan.partition.chunks)
                     .rev()
@@ -142,6 +147,7 @@ where
             let (items, after) = (plan.items(), plan.after());
             (0..blocks).for_each(|block| state.prepare(level, terms, block));
             pool::for_each(plan.workers, items, |i| {
+                before(i % blocks, i / blocks);
                 state.reduce(level, terms, i % blocks, i / blocks);
             });
             (0..blocks).for_each(finish);
@@ -313,13 +319,13 @@ impl<'a> State<'a> {
     }
 }
 
-/// Writes the outputs of a block in a chunk.
+/// Writes the outputs of a block in a chunk, with the coefficients in `table`.
 ///
 /// # Safety
 /// Nobody else touches the outputs of this block in this chunk; nobody writes the coefficients of
 /// its channels; inputs and output of `map` hold the plan's view, and the output is one of the
 /// inputs or shares no memory with them.
-unsafe fn map_item<M: Map>(
+pub(crate) unsafe fn map_item<M: Map>(
     plan: &Plan,
     level: Level,
     map: M,

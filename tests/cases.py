@@ -6,14 +6,20 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import rustbn
 from numpy.lib.stride_tricks import as_strided
 from oracle import Array, per_channel
 
-DTYPES = (np.float32, np.float64)
+HALVES = (np.float16, ml_dtypes.bfloat16)
+WIDE = (np.float32, np.float64)
+DTYPES = HALVES + WIDE
+# Those that PyTorch gives to NumPy.
+NUMPY_DTYPES = (np.float16, *WIDE)
 
 # One small shape per rank, for sweeps over every axis and every order of the axes.
 SHAPE_OF_RANK = {
@@ -224,6 +230,7 @@ def hard_channels(count: int, dtype: npt.DTypeLike) -> dict[str, Array]:
     }
     outlier_first = normal.copy()
     outlier_first[0] = 1e6
+    info: Any = ml_dtypes.finfo(dtype)
     near = np.full(count, 1.0, dtype)
     near[count // 2] = np.nextafter(near[0], np.asarray(2, dtype))
     channels |= {
@@ -236,13 +243,30 @@ def hard_channels(count: int, dtype: npt.DTypeLike) -> dict[str, Array]:
         "around 1e30": 1e30 * (normal + 3),
         "around 1e37": 1e37 * rng.uniform(-1, 1, count),
         "around 1e-30": 1e-30 * (normal - 3),
-        "subnormal": 1e-40 * normal if np.dtype(dtype).type is np.float32 else 1e-310 * normal,
-        "one subnormal among zeros": np.eye(1, count, 5)[0] * 1.5e-45,
+        "subnormal": float(info.smallest_normal) / 100 * normal,
+        "one subnormal among zeros": np.eye(1, count, 5)[0] * float(info.smallest_subnormal),
     }
-    return {name: values.astype(dtype) for name, values in channels.items()}
+    return {
+        name: values.astype(dtype)
+        for name, values in channels.items()
+        if np.abs(values.astype(np.float64)).max() <= largest(dtype)
+    }
 
 
-CONSTANTS = (0.0, -0.0, 0.1, -3.0, 1e6 + 0.3, 1e30, -1e37, 1e-30, 1e-40)
+def largest(dtype: npt.DTypeLike) -> float:
+    """Return the largest number of `dtype`."""
+    return float(ml_dtypes.finfo(dtype).max)
+
+
+def constants(dtype: npt.DTypeLike) -> list[float]:
+    """Return values of all sizes that `dtype` has."""
+    values = (0.0, -0.0, 0.1, -3.0, 6e4, 1e6 + 0.3, 1e30, -1e37, 1e-30, 1e-40, 1e-7)
+    return [value for value in values if abs(value) <= largest(dtype)]
+
+
+def parameter_dtype(dtype: npt.DTypeLike) -> type[np.floating[Any]]:
+    """Return the dtype of dweight and dbias of an `x` of `dtype`."""
+    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
 
 
 def stack_channels(channels: list[Array], shape: tuple[int, ...], axis: int) -> Array:
@@ -285,6 +309,18 @@ def _digest_one(p: Problem) -> dict[str, str]:
     grads_eval = rustbn.batch_norm_backward(p.dy, ctx_eval)
     m = rustbn.moments(p.x, axis=axis)
     sums = rustbn.backward_reduce(p.dy, p.x, m, axis=axis)
+    # dy is a residual as good as any other.
+    fused: dict[str, Any] = {"residual": p.dy, "axis": axis}
+    y_relu, ctx_relu = rustbn.batch_norm_forward(
+        p.x, None, None, p.weight, p.bias, activation="relu", **fused
+    )
+    grads_relu = rustbn.batch_norm_backward(p.dy, ctx_relu)
+    y_relu6, ctx_relu6 = rustbn.batch_norm_forward(
+        p.x, p.running_mean, p.running_var, p.weight, None, False, activation="relu6", **fused
+    )
+    grads_relu6 = rustbn.batch_norm_backward(p.dy, ctx_relu6)
+    affine = rustbn.Affine.from_running(p.running_mean, p.running_var, p.weight, p.bias)
+    smooth = ("leaky_relu", "silu", "hardswish", "sigmoid", "tanh")
     return {
         "y": _hash(y),
         "running": _hash(mean, var),
@@ -295,6 +331,9 @@ def _digest_one(p: Problem) -> dict[str, str]:
         "grad sums": _hash(sums.sum_dy, sums.sum_dy_xmu),
         "dx": _hash(rustbn.backward_apply(p.dy, p.x, m, sums, p.weight, axis=axis)),
         "affine": _hash(rustbn.Affine(p.running_mean, p.weight, p.bias)(p.x, axis=axis)),
+        "residual and relu": _hash(y_relu, *grads_relu),
+        "residual and relu6 in evaluation": _hash(y_relu6, *grads_relu6),
+        "activations": _hash(*(affine(p.x, activation=name, **fused) for name in smooth)),
     }
 
 

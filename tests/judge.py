@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import oracle
@@ -27,7 +28,9 @@ def present(values: Array | None) -> Array:
 
 def ulp(size: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:
     """Return the unit in the last place of `dtype` at magnitude `size`, in the widest precision."""
-    spacing: Array = np.spacing(np.abs(np.asarray(size)).astype(dtype))
+    # No more than that of the largest numbers, the spacing of which is too large for NumPy.
+    limited = np.minimum(np.abs(np.asarray(size)), 0.75 * float(ml_dtypes.finfo(dtype).max))
+    spacing: Array = np.spacing(limited.astype(dtype))
     return spacing.astype(np.longdouble)
 
 
@@ -78,11 +81,42 @@ def _of_statistics(exact: oracle.Forward) -> Array:
     return ULPS * ulp(offset, np.float64) + M2_ULPS / 2 * ulp(1.0, np.float64)
 
 
+def normalised_error(exact: oracle.Forward, dtype: npt.DTypeLike) -> Array:
+    """Return how far a normalised value may lie from the exact one, in units of y."""
+    gain = oracle.per_channel(_of_statistics(exact), exact.y.ndim, exact.axis)
+    size = y_size(exact)
+    return np.asarray(ULPS * ulp(size, dtype) + size * gain)
+
+
 def assert_forward(y: Array, exact: oracle.Forward, what: str = "y") -> None:
     """Assert that `y` is right to a few ULP of its channel's scale."""
-    size = y_size(exact)
-    gain = oracle.per_channel(_of_statistics(exact), y.ndim, exact.axis)
-    assert_within(y, exact.y, ULPS * ulp(size, y.dtype) + size * gain, what)
+    assert_within(y, exact.y, normalised_error(exact, y.dtype), what)
+
+
+# The largest slope of each activation whose largest is not 1.
+_STEEPEST: dict[oracle.Activation, float] = {"silu": 1.1, "hardswish": 1.5, "sigmoid": 0.25}
+
+
+def assert_epilogue(
+    y: Array,
+    exact: oracle.Forward,
+    residual: Array | None,
+    activation: oracle.Activation,
+    what: str = "y",
+) -> Array:
+    """Assert that `y` is the activation of the normalised values and the residual.
+
+    Adding the residual rounds once more, and the activation at most twice. Returns how far the
+    activation's argument may have been from the exact one.
+    """
+    z, error = exact.y, normalised_error(exact, y.dtype)
+    if residual is not None:
+        z = z + residual.astype(z.dtype)
+        error = error + ulp(z, y.dtype)
+    wanted = oracle.activate(z, activation)
+    allowed = _STEEPEST.get(activation, 1.0) * error + 2 * ulp(wanted, y.dtype)
+    assert_within(y, wanted, allowed, what)
+    return np.asarray(error)
 
 
 def assert_backward(

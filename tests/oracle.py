@@ -3,9 +3,9 @@
 Forward: Ioffe & Szegedy 2015, "Batch Normalization", Algorithm 1. Backward: the chain rule at the
 end of their section 3. Nothing here is fast or clever on purpose.
 
-Everything is computed one precision above the input: float64 for float32 and ``np.longdouble``
-for float64 (80 bits on x86-64, 128 bits on AArch64 Linux). Arrays keep the input's shape;
-statistics have shape (C,).
+Everything is computed one precision above the input, or more: float64 for float32 and narrower,
+``np.longdouble`` for float64 (80 bits on x86-64, 128 bits on AArch64 Linux). Arrays keep the
+input's shape; statistics have shape (C,).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 def work_dtype(dtype: npt.DTypeLike) -> type[np.floating[Any]]:
     """Return the precision in which results of `dtype` are judged."""
-    return np.float64 if np.dtype(dtype).type is np.float32 else np.longdouble
+    return np.longdouble if np.dtype(dtype).itemsize > 4 else np.float64
 
 
 def per_channel(values: Array, ndim: int, axis: int) -> Array:
@@ -171,3 +171,49 @@ def _backward(
         count=grad.shape[1],
         forward=forward,
     )
+
+
+# What comes after the normalisation: y = activation(z), z = normalised + residual.
+
+Activation = str | tuple[str, float] | None
+
+GATES: tuple[Activation, ...] = (None, "relu", "relu6", "leaky_relu", ("leaky_relu", 0.3))
+SMOOTH: tuple[Activation, ...] = ("silu", "hardswish", "sigmoid", "tanh")
+
+
+def corners(activation: Activation) -> tuple[float, ...]:
+    """Return where the derivative of a gate jumps."""
+    return () if activation is None else (0.0, 6.0) if activation == "relu6" else (0.0,)
+
+
+def _slope(activation: Activation, dtype: npt.DTypeLike) -> Any:
+    """Return the slope below zero of what is not flat there."""
+    slope = activation[1] if isinstance(activation, tuple) else 0.01 if activation else 1.0
+    return np.dtype(dtype).type(slope)
+
+
+def activate(z: Array, activation: Activation) -> Array:
+    """Return the activation of `z`, in the precision of `z`, from its definition."""
+    if activation == "sigmoid":
+        return np.asarray(1 / (1 + np.exp(-z)))
+    if activation == "silu":
+        return np.asarray(z / (1 + np.exp(-z)))
+    if activation == "tanh":
+        return np.tanh(z)
+    if activation == "hardswish":
+        return np.asarray(z * (np.clip(z + 3, 0, 6) / 6))
+    if activation in ("relu", "relu6"):
+        high = 6.0 if activation == "relu6" else np.inf
+        return np.clip(z, z.dtype.type(0), z.dtype.type(high))
+    return np.where(z > 0, z, z * _slope(activation, z.dtype))
+
+
+def gate_backward(dy: Array, z: Array, activation: Activation) -> Array:
+    """Return the gradient by `z`, with PyTorch's choices at a corner and at NaN.
+
+    One product at most, in the precision of `dy`: an array of this dtype has no other value.
+    """
+    if activation in ("relu", "relu6"):
+        flat = (z <= 0) | (z >= 6) if activation == "relu6" else z <= 0
+        return np.where(flat, dy.dtype.type(0), dy)
+    return np.where(z > 0, dy, dy * _slope(activation, dy.dtype))

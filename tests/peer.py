@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import torch
 from oracle import Array
@@ -19,6 +20,20 @@ class Result:
     dbias: Array | None
     running_mean: Array | None
     running_var: Array | None
+
+
+def tensor(values: Array) -> torch.Tensor:
+    """Return the memory of an array as a tensor; PyTorch knows no bfloat16 of NumPy."""
+    if values.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def numpy(values: torch.Tensor) -> Array:
+    """Return the memory of a tensor as an array, likewise."""
+    if values.dtype == torch.bfloat16:
+        return values.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return values.numpy()
 
 
 def batch_norm(
@@ -38,14 +53,14 @@ def batch_norm(
     """Run `torch.nn.functional.batch_norm` and its backward; the arguments stay unchanged."""
 
     def batch(values: Array) -> torch.Tensor:
-        moved = torch.from_numpy(np.array(np.moveaxis(values, axis, 1), order="C", copy=True))
+        moved = tensor(np.array(np.moveaxis(values, axis, 1), order="C", copy=True))
         return moved.to(memory_format=torch.channels_last) if channels_last else moved
 
     def vector(values: Array | None, grad: bool = False) -> torch.Tensor | None:
-        return None if values is None else torch.tensor(values, requires_grad=grad)
+        return None if values is None else tensor(values.copy()).requires_grad_(grad)
 
     def array(values: torch.Tensor | None) -> Array | None:
-        return None if values is None else values.detach().numpy()
+        return None if values is None else numpy(values.detach())
 
     x_, w_, b_ = batch(x).requires_grad_(), vector(weight, True), vector(bias, True)
     mean_, var_ = vector(running_mean), vector(running_var)
@@ -53,8 +68,8 @@ def batch_norm(
     y_.backward(batch(dy))  # type: ignore[no-untyped-call]
     assert x_.grad is not None
     return Result(
-        y=np.moveaxis(y_.detach().numpy(), 1, axis),
-        dx=np.moveaxis(x_.grad.numpy(), 1, axis),
+        y=np.moveaxis(numpy(y_.detach()), 1, axis),
+        dx=np.moveaxis(numpy(x_.grad), 1, axis),
         dweight=array(w_ if w_ is None else w_.grad),
         dbias=array(b_ if b_ is None else b_.grad),
         running_mean=array(mean_),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cases
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import oracle
@@ -111,7 +112,7 @@ def test_gradients_of_hard_data_are_right_to_a_few_ulp(
 def test_a_constant_channel_gives_exactly_bias(
     shape: tuple[int, ...], axis: int, dtype: npt.DTypeLike
 ) -> None:
-    constants = [np.full(COUNT, value, dtype) for value in cases.CONSTANTS]
+    constants = [np.full(COUNT, value, dtype) for value in cases.constants(dtype)]
     x = cases.stack_channels(constants, shape, axis)
     p = cases.problem(x.shape, axis, dtype)
     for eps in (1e-5, 1e-30):
@@ -128,6 +129,7 @@ def test_data_whose_answers_are_representable_gives_exactly_these(dtype: npt.DTy
     # Deviations +-a, +-b with (a * a + b * b) / 2 + 3 = 4, 16, 64, so that invstd = 1/2, 1/4, 1/8.
     deviations = np.array([[1, -1, 1, -1], [1, -1, 5, -5], [11, -11, 1, -1]])
     invstd = np.array([0.5, 0.25, 0.125])
+    limit = 100 if dtype is ml_dtypes.bfloat16 else 1000  # integers that the dtype has
     rng = np.random.default_rng(0)
     for others, axis in (
         ((64, 0), 1),
@@ -141,7 +143,7 @@ def test_data_whose_answers_are_representable_gives_exactly_these(dtype: npt.DTy
         shape = tuple(30 if i == axis else n for i, n in enumerate(others))
         count = int(np.prod(shape)) // 30
         kinds = rng.integers(0, 3, 30)
-        mean = rng.integers(-1000, 1000, 30)
+        mean = rng.integers(-limit, limit, 30)
         values = np.array([rng.permutation(np.resize(deviations[k], count)) for k in kinds])
         values += mean[:, None]
         x = cases.stack_channels(list(values.astype(dtype)), shape, axis)
@@ -168,8 +170,8 @@ def test_data_whose_answers_are_representable_gives_exactly_these(dtype: npt.DTy
         ]
         gradient = oracle.train_backward(dy, x, weight, 3.0, axis)
         results += [
-            ("dweight", dweight, gradient.dweight.astype(dtype)),
-            ("dbias", dbias, gradient.dbias.astype(dtype)),
+            ("dweight", dweight, gradient.dweight.astype(cases.parameter_dtype(dtype))),
+            ("dbias", dbias, gradient.dbias.astype(cases.parameter_dtype(dtype))),
         ]
         if count <= 128:  # beyond, sums / count need more bits than float32 has
             results.append(("dx", dx, gradient.dx.astype(dtype)))
@@ -179,14 +181,14 @@ def test_data_whose_answers_are_representable_gives_exactly_these(dtype: npt.DTy
 
 @both_dtypes
 def test_subnormals_are_kept(dtype: npt.DTypeLike) -> None:
-    tiny = np.finfo(dtype).smallest_subnormal
-    x = np.array([[1], [3], [-7], [100]], dtype) * tiny
+    tiny = ml_dtypes.finfo(dtype).smallest_subnormal
+    x = np.array([[1], [3], [-7], [100]], dtype) * np.asarray(tiny, dtype)
     identity = rustbn.Affine(np.zeros(1), np.ones(1), np.zeros(1))
     assert_same_bits(identity(x), x)
     one = np.array([1], dtype)
     _, ctx = rustbn.batch_norm_forward(x, 0 * one, one, eps=0.0, training=False)
     assert_same_bits(rustbn.batch_norm_backward(x, ctx).dx, x)
-    if dtype is np.float32:  # float64 has room for a quarter of it
+    if dtype is not np.float64:  # which has no room for a quarter of it
         assert rustbn.moments(x).mean[0] == float(tiny) * 97 / 4
 
 
@@ -254,7 +256,9 @@ def test_the_first_and_the_last_value_may_be_the_bad_one(bad: float, dtype: npt.
             assert_same_kinds(dx, theirs.dx, f"dx of {shape}")
 
 
-@both_dtypes
+# Not of 16 bits, where a value may be so near the mean that in one of the two their difference is
+# 0, and 0 times infinity NaN.
+@pytest.mark.parametrize("dtype", cases.WIDE)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("training", [True, False])
 def test_an_upstream_gradient_that_is_not_finite_spreads_as_in_pytorch(
@@ -314,7 +318,7 @@ def assert_no_further_than_pytorch(p: cases.Problem, training: bool, what: str) 
         else:
             cancels = name == "dx" and backward.count < 4
             largest = backward.dx_terms if cancels else exact
-            allowed = ulp(abs(largest).max(), np.float32)
+            allowed = ulp(abs(largest).max(), present(ours).dtype)
         assert error(ours, exact) <= error(peers, exact) + float(allowed), f"{name} of {what}"
 
 
@@ -335,11 +339,13 @@ def test_error_on_hard_data_is_never_larger_than_that_of_pytorch(
 ) -> None:
     whole, names = hard(shape, axis, dtype)
     for i, name in enumerate(names):
-        if name in ("around 1e30", "around 1e37") and dtype is np.float32:
+        if name in ("around 1e30", "around 1e37") and dtype is not np.float64:
             continue  # squares overflow in PyTorch's float32 variance, so that there is no contest
         p = cases.problem((*shape[:axis], 1, *shape[axis + 1 :]), axis, dtype, seed=i)
         p.x = of_channel(whole.x, i, axis)
         if not training:
             _, mean, m2 = oracle.moments(p.x, axis, np.float64)
+            if m2[0] / COUNT > cases.largest(dtype):
+                continue
             p.running_mean, p.running_var = mean.astype(dtype), (m2 / COUNT).astype(dtype)
         assert_no_further_than_pytorch(p, training, name)

@@ -171,9 +171,10 @@ def test_reduce_then_apply_is_the_training_backward(
         sums = rustbn.backward_reduce(p.dy, p.x, m, axis=axis)
         halves = rustbn.backward_apply(p.dy, p.x, m, sums, weight, 1e-3, axis=axis)
         assert_same_bits(halves, dx, f"dx of {shape}")
-        assert_same_bits(sums.sum_dy.astype(dtype), dbias, f"dbias of {shape}")
+        parameter = cases.parameter_dtype(dtype)
+        assert_same_bits(sums.sum_dy.astype(parameter), dbias, f"dbias of {shape}")
         if with_weight:
-            products = (sums.sum_dy_xmu * m.invstd(1e-3)).astype(dtype)
+            products = (sums.sum_dy_xmu * m.invstd(1e-3)).astype(parameter)
             assert_same_bits(products, dweight, f"dweight of {shape}")
         out = p.dy.copy()
         again = rustbn.backward_apply(out, p.x, m, sums, weight, 1e-3, axis=axis, out=out)
@@ -208,7 +209,8 @@ def test_statistics_and_sums_of_the_whole_make_every_part_right(dtype: npt.DType
         assert_same_bits(halves, dx[part])
 
 
-@both_dtypes
+# float16 has too few exponents.
+@pytest.mark.parametrize("dtype", [dtype for dtype in cases.DTYPES if dtype is not np.float16])
 def test_scaling_by_powers_of_two_changes_no_bit_of_y(dtype: npt.DTypeLike) -> None:
     for shape, axis in cases.ARRANGEMENTS:
         p = cases.problem(shape, axis, dtype)

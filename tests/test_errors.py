@@ -45,9 +45,11 @@ class World:
         self.shifted = self.buffer[1 : p.x.size + 1].reshape(SHAPE)
         self.few = self.buffer[3:10]
         self.part[...] = p.x
+        self.residual = p.dy + np.float32(1)
+        self.fused = rustbn.batch_norm_forward(p.x, activation="relu", residual=self.residual)[1]
 
     def bits(self) -> tuple[bytes, ...]:
-        arrays = (self.x, self.dy, *self.p.vectors, self.out, self.buffer)
+        arrays = (self.x, self.dy, *self.p.vectors, self.out, self.buffer, self.residual)
         return tuple(a.tobytes() for a in arrays)
 
 
@@ -153,6 +155,7 @@ EVALUATES: tuple[Call, ...] = (evaluate, forward_evaluate)
 WITH_X: tuple[Call, ...] = (*TRAINS, *EVALUATES, measure, transform, reduce, apply)
 WITH_OUT: tuple[Call, ...] = (*TRAINS, *EVALUATES, backward, transform, apply)
 WITH_DY: tuple[Call, ...] = (backward, reduce, apply)
+WITH_RESIDUAL: tuple[Call, ...] = (*TRAINS, *EVALUATES, transform)
 RUNNING = ("running_mean", "running_var")
 # (call, its arguments of length C, the first of which may say what C is).
 VECTORS: tuple[tuple[Call, tuple[str, ...]], ...] = (
@@ -265,7 +268,7 @@ def length_cases() -> Iterator[Case]:
 
 
 def shape_cases() -> Iterator[Case]:
-    for name, calls in (("out", WITH_OUT), ("dy", WITH_DY)):
+    for name, calls in (("out", WITH_OUT), ("dy", WITH_DY), ("residual", WITH_RESIDUAL)):
         for call in calls:
             for shape in ((6, 7, 4), (6, 7), (6, 7, 5, 1), (1, 7, 5), (210,), (7, 6, 5), (0, 7, 5)):
                 mentions = word(name), re.escape(str(SHAPE)), re.escape(str(shape))
@@ -288,7 +291,7 @@ def dtype_cases() -> Iterator[Case]:
             for name in names:
                 vector = zeros[0, :, 0]
                 yield Case(call, {name: vector}, TypeError, (word(name), "float32", got))
-    for name, calls in (("out", WITH_OUT), ("dy", WITH_DY)):
+    for name, calls in (("out", WITH_OUT), ("dy", WITH_DY), ("residual", WITH_RESIDUAL)):
         for call in calls:
             for dtype in ("float64", *WRONG_DTYPES):
                 array = np.zeros(SHAPE, dtype)
@@ -309,9 +312,14 @@ def kind_cases() -> Iterator[Case]:
         arguments = [(call, "x") for call in WITH_X] + [(call, "dy") for call in WITH_DY]
         if thing is not None:
             arguments += [(call, "out") for call in WITH_OUT]
+            arguments += [(call, "residual") for call in WITH_RESIDUAL]
             arguments += [(c, name) for c, names in (*VECTORS, *NEW_VECTORS) for name in names]
         for call, name in arguments:
             yield Case(call, {name: thing}, TypeError, (word(name), "array", got))
+    for call in WITH_RESIDUAL:
+        for thing in (3, 1.5, b"relu", ["relu"], ("leaky_relu",), ("leaky_relu", "1"), np.tanh):
+            mentions = word("activation"), "leaky_relu", type(thing).__name__
+            yield Case(call, {"activation": thing}, TypeError, mentions)
     for call in (*TRAINS, update):
         for name in RUNNING:
             yield Case(call, {name: Anew()}, TypeError, (word(name), "in place", "Anew"))
@@ -364,6 +372,14 @@ def overlap_cases() -> Iterator[Case]:
     for call in (*TRAINS, *EVALUATES, transform, apply):
         yield case(call, "out", "x", x=part, out=shifted)
         yield case(call, "out", "x", x=part, out=backwards)
+    for call in WITH_RESIDUAL:
+        yield case(call, "out", "residual", residual=part, out=shifted)
+        yield case(call, "out", "residual", residual=part, out=backwards)
+    for call in (forward, forward_evaluate):  # backward reads the residual
+        yield case(call, "out", "residual", residual=part, out=part)
+    fused, residual = Of(lambda w: w.fused), Of(lambda w: w.residual)
+    yield case(backward, "out", "residual", ctx=fused, out=residual)
+    yield case(backward, "out", "residual", ctx=fused, out=residual, dy=residual)
     for call in (backward, apply):
         yield case(call, "out", "dy", dy=part, out=shifted)
         yield case(call, "out", "dy", dy=part, out=backwards)
@@ -396,6 +412,13 @@ def range_cases() -> Iterator[Case]:
     for momentum in (np.inf, -np.inf, np.nan):
         for call in (*TRAINS, *EVALUATES, update):
             yield case(call, "momentum", momentum, "finite", f"(?i){momentum:g}")
+    for activation in ("gelu", "ReLU", "", ("relu", 0.1), ("leaky_relu", np.nan)):
+        got = re.escape(repr(activation))
+        for call in WITH_RESIDUAL:
+            yield case(call, "activation", activation, '"relu6"', '"tanh"', got)
+    for activation in ("silu", "hardswish", "sigmoid", "tanh"):
+        for call in (*TRAINS, forward_evaluate):
+            yield case(call, "activation", activation, "in training", activation)
     for needs, got in ((("x", "wieght"), "wieght"), (("",), "''"), ({"x": 1, 3: 2}, "3")):
         yield case(backward, "needs", needs, '"weight"', got)
     out = {"out": Of(lambda w: w.out), "needs": ("weight",)}

@@ -408,3 +408,32 @@ assert not problems
 @pytest.mark.parametrize("situation", FORKS)
 def test_a_forked_child(situation: str, run_python: RunPython) -> None:
     run_python(PROCESS + FORK + FORKS[situation])
+
+
+PEAK = """
+import resource
+import numpy as np
+import rustbn
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+shape, nhwc = (32, 128, 56, 56), {nhwc}
+rng = np.random.default_rng(0)
+x, dy, y, dx = (rng.standard_normal(shape, np.float32) for _ in range(4))
+if nhwc:
+    x, dy, y, dx = (a.reshape(32, 56, 56, 128).transpose(0, 3, 1, 2) for a in (x, dy, y, dx))
+weight = np.ones(128, np.float32)
+rustbn.batch_norm_forward(x[:2], weight=weight)
+before = peak()
+_, ctx = rustbn.batch_norm_forward(x, weight=weight, out=y)
+rustbn.batch_norm_backward(dy, ctx, out=dx)
+print(peak() - before)
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("nhwc", [False, True])
+def test_forward_and_backward_need_no_memory_to_speak_of(nhwc: bool, run_python: RunPython) -> None:
+    grown = int(run_python(PEAK.format(nhwc=nhwc), RUSTBN_NUM_THREADS="2").stdout)
+    assert grown < 4 << 10, f"the peak grew by {grown} KiB; the arrays have 50176 each"

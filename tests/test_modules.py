@@ -12,9 +12,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import rustbn
+import rustbn.conventions
 import rustbn.modules
 import torch
 from numpy.typing import NDArray
@@ -1007,17 +1009,18 @@ def test_dtype(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.int32, np.float16, np.complex64, bool, None, "nonsense", torch.float32]
+    "dtype", [np.int32, np.longdouble, np.complex64, bool, None, "nonsense", torch.float32]
 )
-def test_dtype_must_be_float32_or_float64(dtype: Any) -> None:
-    with pytest.raises(TypeError, match="dtype must be float32 or float64, got"):
+def test_dtype_must_be_one_that_arrays_may_have(dtype: Any) -> None:
+    expected = "dtype must be float16, bfloat16, float32 or float64, got"
+    with pytest.raises(TypeError, match=expected):
         BatchNorm(3, dtype=dtype)
 
 
 def test_call_is_forward_of_a_subclass_too() -> None:
     class Doubled(BatchNorm):
-        def forward(self, x: Any, *, out: Any = None) -> Array:
-            return 2 * super().forward(x, out=out)
+        def forward(self, x: Any, *, residual: Any = None, out: Any = None) -> Array:
+            return 2 * super().forward(x, residual=residual, out=out)
 
     x = data((8, 5))
     np.testing.assert_array_equal(Doubled(5)(x), 2 * BatchNorm(5)(x))
@@ -1246,3 +1249,130 @@ def test_a_gradient_that_cannot_be_added_to_changes_nothing(name: str) -> None:
         assert other is not None
         assert not other.any()
         assert np.all(out == 7)
+
+
+# Conventions of other frameworks
+
+
+def reference_update(running: Array, batch: Array, momentum: float) -> Array:
+    """Return the moving average of Keras 3, Flax and ONNX: momentum weighs the old one."""
+    return np.asarray(running * momentum + batch * (1.0 - momentum))
+
+
+CONVENTIONS = [
+    # eps and momentum unless one says otherwise, and the names of entries
+    ("keras", 1e-3, 0.99, ("gamma", "beta", "moving_mean", "moving_variance")),
+    ("flax", 1e-5, 0.99, ("scale", "bias", "mean", "var")),
+    ("onnx", 1e-5, 0.9, ("scale", "B", "input_mean", "input_var")),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("momentum", [None, 0.9, 0.25])
+@pytest.mark.parametrize(("convention", "eps", "default", "names"), CONVENTIONS)
+def test_training_continues_as_in_the_framework(
+    convention: str,
+    eps: float,
+    default: float,
+    names: tuple[str, ...],
+    momentum: float | None,
+    dtype: Any,
+) -> None:
+    given: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
+    bn: Any = BatchNorm2d(5, convention=convention, dtype=dtype, **given)
+    decay = default if momentum is None else momentum
+    assert (bn.eps, bn.momentum, bn.convention) == (eps, decay, convention)
+    randomize(bn)
+    gamma, beta, mean, var = (bn.state_dict()[name].astype(np.float64) for name in names)
+
+    for step in range(4):
+        x = data((3, 5, 2, 2), dtype, seed=step)
+        exact = x.astype(np.float64)
+        batch_mean, batch_var = exact.mean(axis=(0, 2, 3)), exact.var(axis=(0, 2, 3))  # biased
+        mean = reference_update(mean, batch_mean, decay)
+        var = reference_update(var, batch_var, decay)
+        xhat = (exact - per_channel(batch_mean, x)) / np.sqrt(per_channel(batch_var, x) + eps)
+        assert_close(bn(x), xhat * per_channel(gamma, x) + per_channel(beta, x))
+        assert_close(bn.running_mean, mean, ulps=4)
+        assert_close(bn.running_var, var, ulps=4)
+        assert bn.num_batches_tracked == 3 + step + 1
+
+    x = data((3, 5, 2, 2), dtype, seed=9)
+    xhat = (x - per_channel(mean, x)) / np.sqrt(per_channel(var, x) + eps)
+    assert_close(bn.eval()(x), xhat * per_channel(gamma, x) + per_channel(beta, x))
+
+
+@pytest.mark.parametrize(("convention", "eps", "default", "names"), CONVENTIONS)
+def test_state_under_the_frameworks_names(
+    convention: str, eps: float, default: float, names: tuple[str, ...]
+) -> None:
+    bn, other = (BatchNorm(5, convention=convention) for _ in range(2))
+    state = randomize(bn).state_dict()
+    assert tuple(state) == names
+    for name, ours in zip(names, ("weight", "bias", "running_mean", "running_var"), strict=True):
+        np.testing.assert_array_equal(state[name], getattr(bn, ours))
+    assert other.load_state_dict({f"bn/{k}": v for k, v in state.items()}, prefix="bn/") == ([], [])
+    for name, value in other.state_dict().items():
+        np.testing.assert_array_equal(value, state[name])
+    assert other.num_batches_tracked == 0
+    with pytest.raises(KeyError, match=names[3]):
+        other.load_state_dict(BatchNorm(5).state_dict())
+
+
+def test_the_convention_of_pytorch_is_the_default() -> None:
+    assert repr(BatchNorm(5, convention="torch")) == repr(BatchNorm(5))
+    bn = BatchNorm(5)
+    assert (bn.eps, bn.momentum, bn.convention) == (1e-5, 0.1, "torch")
+    assert type(bn.eps) is type(bn.momentum) is float
+    assert repr(BatchNorm(5, convention="keras")).endswith(", convention='keras')")
+
+
+def test_what_is_given_is_kept_even_where_it_is_a_default_of_pytorch() -> None:
+    bn = BatchNorm(5, 1e-5, 0.1, convention="keras")
+    assert (bn.eps, bn.momentum) == (1e-5, 0.1)
+
+
+def test_a_biased_update_refused_changes_nothing() -> None:
+    bn: Any = randomize(BatchNorm(5, convention="keras"))
+    for name in ("running_mean", "running_var"):
+        getattr(bn, name).flags.writeable = False
+        before, out = snapshot(bn), np.full((8, 5), 7, np.float32)
+        with pytest.raises(ValueError, match=name):
+            bn(data((8, 5)), out=out)
+        assert snapshot(bn) == before
+        assert np.all(out == 7)
+        getattr(bn, name).flags.writeable = True
+    with pytest.raises(TypeError, match="momentum must be a real number, got str"):
+        BatchNorm(5, momentum="0.9", convention="keras")(data((8, 5)))  # type: ignore[arg-type]
+
+
+def test_a_biased_average_over_all_batches_and_over_none() -> None:
+    bn: Any = BatchNorm(5, momentum=None, convention="keras", dtype=np.float64)
+    batches = [data((6, 5), np.float64, seed) for seed in range(3)]
+    for batch in batches:
+        bn(batch)
+    assert_close(bn.running_var, np.mean([batch.var(axis=0) for batch in batches], axis=0))
+    before = bn.running_var.copy()
+    bn(batches[0][:0])
+    np.testing.assert_array_equal(bn.running_var, before)
+    assert bn.num_batches_tracked == 4
+
+
+def test_unknown_convention() -> None:
+    with pytest.raises(ValueError, match=r"convention must be one of 'torch', .*got 'caffe'"):
+        BatchNorm(5, convention="caffe")
+    with pytest.raises(TypeError, match="convention must be a str, got NoneType"):
+        BatchNorm(5, convention=None)  # type: ignore[arg-type]
+
+
+def test_load_bfloat16() -> None:
+    bn: Any = BatchNorm(3, track_running_stats=False)
+    weight = np.array([1.5, -2.0, 0.25], ml_dtypes.bfloat16)
+    bn.load_state_dict({"weight": weight, "bias": weight})
+    np.testing.assert_array_equal(bn.weight, [1.5, -2.0, 0.25])
+
+
+def test_examples_of_the_conventions() -> None:
+    result = doctest.testmod(rustbn.conventions)
+    assert result.attempted > 0
+    assert result.failed == 0

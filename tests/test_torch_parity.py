@@ -30,8 +30,16 @@ both_modes = pytest.mark.parametrize("training", [True, False])
 
 # Parity has two halves. What we compute is right: within a few ULP of the oracle, as `judge` says.
 # And it is what PyTorch computes: within PyTorch's own error, which is up to 90 ULP of the terms
-# where |mean| >> std or where its channels-last kernel adds up many float32 values in float32.
+# where |mean| >> std or where its channels-last kernel adds up many float32 values in float32; and
+# a few of 16 bits. There the vectors are float32: with others PyTorch keeps the statistics between
+# forward and backward in 16 bits, which its gradients feel.
 THEIR_ULPS = 128.0
+HALF_ULPS = 2.0
+
+
+def their_ulps(dtype: npt.DTypeLike) -> float:
+    """Return how far PyTorch's results may be from ours."""
+    return HALF_ULPS if np.dtype(dtype).itemsize == 2 else THEIR_ULPS
 
 
 def assert_parity(
@@ -46,7 +54,7 @@ def assert_parity(
     `given` says which vectors there are: r(unning statistics), w(eight), b(ias).
     """
     mean, var, weight, bias = (
-        vector if kind in given else None
+        vector.astype(cases.parameter_dtype(p.x.dtype)) if kind in given else None
         for vector, kind in zip(p.copied_vectors(), "rrwb", strict=True)
     )
     theirs = peer.batch_norm(
@@ -78,7 +86,7 @@ def assert_parity(
             assert ours is other, f"{name} {what}"
         else:
             assert ours.dtype == other.dtype, f"{name} {what}"
-            allowed = THEIR_ULPS * ulp(size, p.x.dtype)
+            allowed = their_ulps(p.x.dtype) * ulp(size, p.x.dtype)
             assert_within(ours, other, allowed, f"{name} {what} beside PyTorch's")
 
 
@@ -173,10 +181,10 @@ def test_eps_is_added_as_in_pytorch(training: bool, eps: float, dtype: npt.DType
     args = p.weight, p.bias, training, 0.1, eps
     theirs = peer.batch_norm(p.x, p.running_mean, p.running_var, *args, dy=p.dy)
     y = rustbn.batch_norm(p.x, p.running_mean, p.running_var, *args)
-    assert_within(y, theirs.y, THEIR_ULPS * ulp(abs(theirs.y).max(), dtype))
+    assert_within(y, theirs.y, their_ulps(dtype) * ulp(abs(theirs.y).max(), dtype))
 
 
-@both_dtypes
+@pytest.mark.parametrize("dtype", cases.WIDE)
 def test_many_steps_keep_running_statistics_together(dtype: npt.DTypeLike) -> None:
     p = cases.problem((4, 5, 9), 1, dtype)
     mean, var = torch.tensor(p.running_mean), torch.tensor(p.running_var)
@@ -188,7 +196,7 @@ def test_many_steps_keep_running_statistics_together(dtype: npt.DTypeLike) -> No
     assert_within(p.running_var, var.numpy(), 50 * ulp(8.0, dtype), "running_var")
 
 
-@both_dtypes
+@pytest.mark.parametrize("dtype", cases.NUMPY_DTYPES)
 @both_modes
 def test_tensors_in_the_place_of_arrays(training: bool, dtype: npt.DTypeLike) -> None:
     p = cases.problem((6, 5, 7), 1, dtype)

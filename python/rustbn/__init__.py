@@ -5,11 +5,18 @@ of any layout; `batch_norm_forward` and `batch_norm_backward` train; `moments`, 
 `backward_reduce` and `backward_apply` are the halves they are made of.
 
 Modules (`rustbn.modules`): `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` behave like PyTorch's;
-`BatchNorm` takes any number of dimensions.
+`BatchNorm` takes any number of dimensions. They train by the conventions of PyTorch, Keras, Flax or
+ONNX (`rustbn.conventions`).
+
+Folding (`rustbn.folding`): batch norm into the linear or convolutional layer next to it.
+
+Checkpoints (`rustbn.checkpoints`, imported for itself): the batch norms of models that others
+trained, without the framework that wrote the file.
 
 Results are the same bits for any number of threads and with any instruction set.
 """
 
+from rustbn import folding as folding
 from rustbn._config import empty_cache, get_num_threads, set_num_threads, show_config, threads
 from rustbn._rustbn import __version__
 from rustbn.functional import (

@@ -18,6 +18,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "cache_bytes",
+    "check_activation",
     "context_threads",
     "cpu_caches",
     "empty_cache",
@@ -32,9 +33,11 @@ __all__ = [
 __version__: str
 context_threads: ContextVar[int | None]
 
-# Arrays of float32 or float64, or objects with `__array__` that give one.
+# Arrays of float16, bfloat16, float32 or float64, or objects with `__array__` that give one.
 _Array: TypeAlias = Any
 _Float: TypeAlias = SupportsFloat | SupportsIndex
+# A name, or a name and its parameter.
+_Activation: TypeAlias = str | tuple[str, float]
 
 class Gradients(NamedTuple):
     dx: NDArray[Any] | None
@@ -97,8 +100,25 @@ class Affine:
     @property
     def bias(self) -> NDArray[np.float64]: ...
     def __call__(
-        self, x: _Array, *, axis: int = 1, out: NDArray[Any] | None = None
+        self,
+        x: _Array,
+        *,
+        axis: int = 1,
+        activation: _Activation | None = None,
+        residual: _Array | None = None,
+        out: NDArray[Any] | None = None,
     ) -> NDArray[Any]: ...
+    def fold_into_linear(
+        self, weight: _Array, bias: _Array | None = None, *, axis: int = 0
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    def fold_into_conv(
+        self,
+        weight: _Array,
+        bias: _Array | None = None,
+        *,
+        transposed: bool = False,
+        groups: int = 1,
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
 
@@ -120,6 +140,8 @@ def batch_norm(
     eps: _Float = 1e-5,
     *,
     axis: int = 1,
+    activation: _Activation | None = None,
+    residual: _Array | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def batch_norm_forward(
@@ -133,6 +155,8 @@ def batch_norm_forward(
     eps: _Float = 1e-5,
     *,
     axis: int = 1,
+    activation: _Activation | None = None,
+    residual: _Array | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], Context]: ...
 def batch_norm_backward(
@@ -158,6 +182,7 @@ def backward_apply(
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def thread_count(n: int) -> int: ...
+def check_activation(activation: _Activation | None) -> None: ...
 def cache_bytes() -> tuple[int, int]: ...
 def cpu_caches() -> tuple[int, int]: ...
 def empty_cache() -> None: ...

@@ -8,13 +8,16 @@ an exception leaves the module as it was.
 
 from __future__ import annotations
 
-import operator
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rustbn._arguments import as_array, as_integer
+from rustbn._rustbn import check_activation
+from rustbn.conventions import Convention, named
 from rustbn.functional import (
     Affine,
     Context,
@@ -25,12 +28,19 @@ from rustbn.functional import (
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "IncompatibleKeys"]
 
-_Array: TypeAlias = Any  # an array of float32 or float64, or an object with `__array__`
+_Array: TypeAlias = Any  # an array of a float dtype, or an object with `__array__`
 _FloatArray: TypeAlias = NDArray[np.floating[Any]]
+_Activation: TypeAlias = str | tuple[str, float]
 
 _PARAMETERS = ("weight", "bias")
-_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _AXES_BUT_CHANNELS = {2: ("N",), 3: ("N", "L"), 4: ("N", "H", "W"), 5: ("N", "D", "H", "W")}
+
+
+class _Default(float):
+    """A default of PyTorch's that another convention replaces by its own."""
+
+
+_EPS, _MOMENTUM = _Default(1e-5), _Default(0.1)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -60,8 +70,17 @@ class BatchNorm:
         False leaves out `bias` and keeps `weight`. Without `affine` there is neither.
     axis : int, default 1
         Channel axis of `x`, negative from the end: -1 for channels last.
-    dtype : float32 or float64, default float32
-        Of the parameters, gradients and running statistics. It need not be that of `x`.
+    dtype : float16, bfloat16, float32 or float64, default float32
+        Of the parameters, gradients and running statistics. It need not be that of `x`. For an `x`
+        of 16 bits float32 is right: running statistics of 16 bits move in large steps.
+    activation : None, str or (str, float), default None
+        Applied to the output: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope);
+        for inference only "silu", "hardswish", "sigmoid" or "tanh".
+    convention : {"torch", "keras", "flax", "onnx"}, default "torch"
+        Whose batch normalization this is, see `rustbn.conventions`. It sets the defaults of
+        `eps` and `momentum`, the direction of `momentum`, whether the running variance is made of
+        unbiased variances, and the names of entries in `state_dict` and `load_state_dict`, so that
+        training continues as it would have there. `axis` is yours to say.
 
     Attributes
     ----------
@@ -77,15 +96,15 @@ class BatchNorm:
         Whether forward uses batch statistics and updates the running ones; see `train`.
     frozen : bool
         Whether the module is frozen; see `freeze`. Read-only.
-    num_features, eps, momentum, affine, track_running_stats, axis, dtype
+    num_features, eps, momentum, affine, track_running_stats, axis, dtype, convention
         As given.
 
     Raises
     ------
     TypeError
-        If `num_features` or `axis` is not an integer, or `dtype` neither float32 nor float64.
+        If `num_features` or `axis` is not an integer, or `dtype` none of these.
     ValueError
-        If `num_features` is not positive.
+        If `num_features` is not positive, or there is no such `convention`.
 
     See Also
     --------
@@ -105,8 +124,10 @@ class BatchNorm:
         running_mean = (1 - momentum) * running_mean + momentum * mean
         running_var = (1 - momentum) * running_var + momentum * var * m / (m - 1)
 
-    where ``momentum=None`` stands for ``1 / num_batches_tracked``, this batch counted. Backward is
-    the gradient through ``mean`` and ``var`` too ([1]_, section 3)::
+    where ``momentum=None`` stands for ``1 / num_batches_tracked``, this batch counted. The other
+    conventions weigh the old average and use the biased variance, ``running_var = momentum *
+    running_var + (1 - momentum) * var``. Backward is the gradient through ``mean`` and ``var`` too
+    ([1]_, section 3)::
 
         dbias = sum(dy)
         dweight = sum(dy * xhat)
@@ -167,24 +188,30 @@ class BatchNorm:
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
+        eps: float = _EPS,
+        momentum: float | None = _MOMENTUM,
         affine: bool = True,
         track_running_stats: bool = True,
         *,
         bias: bool = True,
         axis: int = 1,
         dtype: DTypeLike = np.float32,
+        activation: _Activation | None = None,
+        convention: str = "torch",
     ) -> None:
-        self.num_features = _integer("num_features", num_features)
+        self.num_features = as_integer("num_features", num_features)
         if self.num_features < 1:
             raise ValueError(f"num_features must be positive, got {num_features}")
-        self.eps = eps
-        self.momentum = momentum
+        found = named(convention)
+        self.convention = convention
+        self.eps = found.eps if isinstance(eps, _Default) else eps
+        self.momentum = found.momentum if isinstance(momentum, _Default) else momentum
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.axis = _integer("axis", axis)
+        self.axis = as_integer("axis", axis)
         self.dtype = _parameter_dtype(dtype)
+        check_activation(activation)
+        self.activation = activation
         self.training = True
         self._frozen = False
 
@@ -199,20 +226,28 @@ class BatchNorm:
         self.running_var = filled(self.track_running_stats, 1.0)
         self.num_batches_tracked = 0 if self.track_running_stats else None
 
-    def __call__(self, x: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
-        """Return `forward(x, out=out)`."""
-        return self.forward(x, out=out)
+    def __call__(
+        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+    ) -> _FloatArray:
+        """Return `forward(x, residual=residual, out=out)`."""
+        return self.forward(x, residual=residual, out=out)
 
-    def forward(self, x: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
+    def forward(
+        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+    ) -> _FloatArray:
         """Normalise `x`, by the batch's statistics in training, else by the running ones.
+
+        The residual is added and the activation applied in the same pass over memory.
 
         Parameters
         ----------
         x : array of shape (N, C, ...), channels along `axis`
-            float32 or float64, any strides.
+            float16, bfloat16, float32 or float64, any strides.
+        residual : array, optional
+            Of x's shape and dtype; added before the activation.
         out : numpy.ndarray, optional
-            Array of x's shape and dtype to write to and return. It may be `x` itself in eval, and
-            may not overlap `x` in training or when frozen, where backward needs `x`.
+            Array of x's shape and dtype to write to and return. It may be `x` or `residual` itself
+            in eval, and may not overlap them in training or when frozen, where backward needs them.
 
         Returns
         -------
@@ -225,9 +260,10 @@ class BatchNorm:
         ValueError
             If `x` has a rank this class does not take, does not have `num_features` channels, or
             has a single value per channel where batch statistics are used; if `eps` is not
-            positive there (not negative elsewhere); if `out` does not fit.
+            positive there (not negative elsewhere); if the activation is for inference only and
+            this is not; if `residual` or `out` does not fit.
         TypeError
-            If the dtype of `x` or `out` is not supported.
+            If the dtype of `x`, `residual` or `out` is not supported.
         numpy.exceptions.AxisError
             If `x` has no such `axis`.
         """
@@ -237,9 +273,16 @@ class BatchNorm:
         training = self.training and not self._frozen
         running_mean, running_var = self.running_mean, self.running_var
         batches, momentum = self.num_batches_tracked, 0.0
+        biased_from: _FloatArray | None = None
         if training and self.track_running_stats:
+            convention = self._convention()
             batches = (batches or 0) + 1
-            momentum = 1.0 / batches if self.momentum is None else self.momentum
+            if self.momentum is None:
+                momentum = 1.0 / batches
+            else:
+                momentum = convention.weight_of_batch(self.momentum)
+            if convention.biased and running_var is not None:
+                biased_from = np.array(running_var, np.float64)
         elif training:
             running_mean = running_var = None
         if running_mean is None and self.weight is None and self.bias is None:
@@ -257,8 +300,12 @@ class BatchNorm:
                 momentum,
                 self.eps,
                 axis=self.axis,
+                activation=self.activation,
+                residual=residual,
                 out=out,
             )
+            if biased_from is not None and running_var is not None:
+                _update_biased(running_var, biased_from, momentum, context)
         else:
             context = None
             y = batch_norm(
@@ -271,6 +318,8 @@ class BatchNorm:
                 momentum,
                 self.eps,
                 axis=self.axis,
+                activation=self.activation,
+                residual=residual,
                 out=out,
             )
         self._context = context
@@ -278,7 +327,7 @@ class BatchNorm:
             self.num_batches_tracked = batches
         return y
 
-    def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> _FloatArray:
+    def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> Any:
         """Return the gradient for the latest forward's `x`, and add those of the parameters.
 
         Parameters
@@ -290,8 +339,8 @@ class BatchNorm:
 
         Returns
         -------
-        numpy.ndarray
-            dx, of x's shape and dtype.
+        numpy.ndarray, or a tuple of two
+            dx, of x's shape and dtype; ``(dx, dresidual)`` if the forward had a residual.
 
         Raises
         ------
@@ -320,11 +369,10 @@ class BatchNorm:
                     f"the module's {name} must have shape ({self.num_features},), "
                     f"got {gradient.shape}"
                 )
-        dx, dweight, dbias, _ = batch_norm_backward(dy, context, out=out)
+        dx, dweight, dbias, dresidual = batch_norm_backward(dy, context, out=out)
         self.weight_grad = _accumulate(self.weight_grad, dweight)
         self.bias_grad = _accumulate(self.bias_grad, dbias)
-        assert dx is not None  # it was asked for
-        return dx
+        return dx if dresidual is None else (dx, dresidual)
 
     def zero_grad(self) -> None:
         """Set `weight_grad` and `bias_grad` to zero, in place."""
@@ -429,20 +477,21 @@ class BatchNorm:
             parameter.fill(1.0 if name == "weight" else 0.0)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Return copies of the parameters and running statistics, under PyTorch's names.
+        """Return copies of the parameters and running statistics, under the convention's names.
 
         Returns
         -------
         dict of str to numpy.ndarray
-            "weight", "bias", "running_mean", "running_var" and "num_batches_tracked" (a 0-d int64
-            array), leaving out what is None. Fit for `numpy.savez`, and, through
-            `torch.from_numpy`, for a PyTorch module.
+            PyTorch's are "weight", "bias", "running_mean", "running_var" and "num_batches_tracked"
+            (a 0-d int64 array), leaving out what is None. Fit for `numpy.savez`, and, through
+            `torch.from_numpy`, for a PyTorch module. The other conventions have no count of
+            batches.
         """
         state = {}
-        for name in _STATE:
+        for name, entry in self._convention().entries.items():
             value = getattr(self, name)
             if value is not None:
-                state[name] = np.array(value, np.int64 if name == "num_batches_tracked" else None)
+                state[entry] = np.array(value, np.int64 if name == "num_batches_tracked" else None)
         return state
 
     def load_state_dict(
@@ -455,7 +504,7 @@ class BatchNorm:
         d : mapping of str to array
             NumPy arrays or CPU tensors under the names of `state_dict`. The vectors may be of any
             floating dtype. Without a `num_batches_tracked` beside its running statistics (as in
-            checkpoints of PyTorch before 0.4.1), the count is 0.
+            checkpoints of PyTorch before 0.4.1, and in other conventions), the count is 0.
         strict : bool, default True
             Whether missing and unexpected entries are errors; else they are left as they are.
         prefix : str, default ""
@@ -497,11 +546,16 @@ class BatchNorm:
         """
         if not isinstance(d, Mapping):
             raise TypeError(f"d must be a mapping of names to arrays, got {type(d).__name__}")
-        own = [name for name in _STATE if getattr(self, name) is not None]
+        entries = self._convention().entries.items()
+        own = {entry: name for name, entry in entries if getattr(self, name) is not None}
         given = [k.removeprefix(prefix) for k in map(str, d) if k.startswith(prefix)]
-        found = [name for name in own if name in given]
-        missing = [prefix + n for n in own if n not in given and n != "num_batches_tracked"]
-        unexpected = [prefix + name for name in given if name not in own]
+        found = {own[entry]: prefix + entry for entry in own if entry in given}
+        missing = [
+            prefix + entry
+            for entry, name in own.items()
+            if entry not in given and name != "num_batches_tracked"
+        ]
+        unexpected = [prefix + entry for entry in given if entry not in own]
         if strict and (missing or unexpected):
             raise KeyError(f"d has missing entries {missing} and unexpected entries {unexpected}")
 
@@ -510,13 +564,13 @@ class BatchNorm:
         if "running_mean" in found or "running_var" in found:
             batches = 0
         vectors = []
-        for name in found:
-            value = _as_array(prefix + name, d[prefix + name])
+        for name, key in found.items():
+            value = as_array(key, d[key])
             if name == "num_batches_tracked":
-                batches = _batches(prefix + name, value)
+                batches = _batches(key, value)
             else:
                 target = self._own(name)
-                vectors.append((target, _vector(prefix + name, value, target)))
+                vectors.append((target, _vector(key, value, target)))
 
         for target, vector in vectors:
             np.copyto(target, vector)
@@ -538,11 +592,18 @@ class BatchNorm:
             options += f", axis={self.axis}"
         if self.dtype != np.float32:
             options += f", dtype={self.dtype}"
+        if self.activation is not None:
+            options += f", activation={self.activation!r}"
+        if self.convention != "torch":
+            options += f", convention={self.convention!r}"
         return (
             f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
             f"momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}{options})"
         )
+
+    def _convention(self) -> Convention:
+        return named(self.convention)
 
     def _check_rank(self, x: _Array) -> None:
         if not hasattr(x, "__array__"):
@@ -592,7 +653,7 @@ class BatchNorm1d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
         As in `BatchNorm`.
 
     Examples
@@ -614,7 +675,7 @@ class BatchNorm2d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
         As in `BatchNorm`; ``axis=-1`` for (N, H, W, C) arrays.
 
     Examples
@@ -638,7 +699,7 @@ class BatchNorm3d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
         As in `BatchNorm`; ``axis=-1`` for (N, D, H, W, C) arrays.
 
     Examples
@@ -660,13 +721,16 @@ def _accumulate(total: _FloatArray | None, gradient: _FloatArray | None) -> _Flo
     return total
 
 
-def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got bool")
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+def _update_biased(
+    running_var: _FloatArray, before: _FloatArray, weight_of_batch: float, context: Context
+) -> None:
+    """Replace the update that the function has made, and checked, by that of biased variances."""
+    moments = context.moments
+    assert moments is not None  # it was a training forward
+    if moments.count:
+        updated = (1.0 - weight_of_batch) * before + weight_of_batch * moments.var()
+        with np.errstate(over="ignore"):  # infinity, as the function has it
+            np.asarray(running_var)[...] = updated
 
 
 def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
@@ -675,19 +739,16 @@ def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:
         found = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
-    for supported in (np.float32, np.float64):
-        if found == supported:
-            return np.dtype(supported)
-    raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
+    if found is None or not _is_float(found):
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype!r}")
+    native: np.dtype[Any] = found.newbyteorder("=")
+    return native
 
 
-def _as_array(key: str, value: Any) -> NDArray[Any]:
-    if hasattr(value, "detach"):  # a tensor, which may require grad and then refuses NumPy
-        value = value.detach()
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{key} must be a NumPy array or a CPU tensor: {error}") from error
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    # bfloat16 comes from ml_dtypes: whoever has an array of it has loaded that.
+    bfloat16 = getattr(sys.modules.get("ml_dtypes"), "bfloat16", None)
+    return dtype.type in (np.float16, np.float32, np.float64, bfloat16)
 
 
 def _batches(key: str, value: NDArray[Any]) -> int:
@@ -701,7 +762,7 @@ def _batches(key: str, value: NDArray[Any]) -> int:
 
 
 def _vector(key: str, value: NDArray[Any], like: _FloatArray) -> _FloatArray:
-    if value.dtype.kind != "f":
+    if value.dtype.kind != "f" and not _is_float(value.dtype):
         raise TypeError(f"{key} must have a floating dtype, got {value.dtype}")
     if value.shape != like.shape:
         raise ValueError(f"{key} must have shape {like.shape}, got {value.shape}")

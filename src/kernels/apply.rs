@@ -1,4 +1,4 @@
-//! `y = epilogue((x - mean) * scale + bias)`, the mean subtracted as a high and a low part.
+//! `y = stage((x - mean) * scale + bias)`, the mean subtracted as a high and a low part.
 //!
 //! `x - high` is exact where the two are close, which is where the difference is small; the low
 //! part then brings the digits of the mean that one `f32` does not hold.
@@ -7,7 +7,7 @@ use super::Fetch;
 use super::map::{Map, Table};
 use crate::affine::{self, Affine};
 use crate::element::{Element, Real, RealVector};
-use crate::epilogue::Epilogue;
+use crate::epilogue::Stage;
 use crate::simd::{Kernel, Level, Simd};
 use std::marker::PhantomData;
 
@@ -19,7 +19,7 @@ pub(crate) struct Apply<E, P> {
     /// Output.
     pub(crate) y: *mut E,
     /// What comes after.
-    pub(crate) epilogue: P,
+    pub(crate) stage: P,
 }
 
 // SAFETY: the pointers are only used by the loops of `map`, whose callers vouch for the memory and
@@ -62,10 +62,11 @@ impl<R: Real> Kernel for Tabulate<'_, R> {
     }
 }
 
-impl<E: Element, P: Epilogue> Map for Apply<E, P> {
+impl<E: Element, P: Stage<E>> Map for Apply<E, P> {
     type Element = E;
     type Coefficients<S: Simd> = [RealVector<S, E>; 4];
     const COEFFICIENTS: usize = 4;
+    const LONG: bool = P::LONG;
 
     #[inline(always)]
     fn output(self) -> *mut E {
@@ -75,6 +76,7 @@ impl<E: Element, P: Epilogue> Map for Apply<E, P> {
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
         simd.prefetch(self.x.wrapping_add(at));
+        self.stage.prefetch(simd, at);
     }
 
     #[inline(always)]
@@ -95,8 +97,10 @@ impl<E: Element, P: Epilogue> Map for Apply<E, P> {
         n: usize,
         &[high, low, scale, bias]: &Self::Coefficients<S>,
     ) -> RealVector<S, E> {
-        // SAFETY: the caller vouches for `n` elements at `at`.
-        let x = unsafe { E::load(simd, self.x.add(at), n) };
-        self.epilogue.forward(simd, (x - high - low) * scale + bias)
+        // SAFETY: the caller vouches for `n` elements of the inputs at `at`.
+        unsafe {
+            let x = E::load(simd, self.x.add(at), n);
+            self.stage.forward(simd, at, n, (x - high - low) * scale + bias)
+        }
     }
 }

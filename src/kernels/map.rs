@@ -8,6 +8,7 @@ use super::Fetch;
 use super::reduce::Sheet;
 use crate::element::{Element, RealVector};
 use crate::simd::{LANES, STREAM_ALIGNMENT, Simd};
+use std::ops::Range;
 
 /// Rows of a sheet that share a fetch of the coefficients, where they are narrow.
 const ROWS: usize = 4;
@@ -23,6 +24,8 @@ pub(crate) trait Map: Copy + Sync {
     type Coefficients<S: Simd>: Copy;
     /// How many coefficients a channel has.
     const COEFFICIENTS: usize;
+    /// Whether the code of the expression is so long that one copy of it has to do for all loops.
+    const LONG: bool = false;
 
     /// The output's memory.
     fn output(self) -> *mut Self::Element;
@@ -86,6 +89,36 @@ pub(crate) enum Stores {
     Streamed,
 }
 
+/// Writes the outputs of the `len` elements at `at`, vector by vector, through the cache. One loop for
+/// expressions of which there should be one copy.
+///
+/// # Safety
+/// Inputs and output hold the elements; the output is one of the inputs or shares no memory with
+/// them; `table` holds the coefficients of the run's channel, or else of `len` columns.
+#[inline(always)]
+pub(crate) unsafe fn plain<S: Simd, M: Map>(
+    simd: S,
+    map: M,
+    at: usize,
+    len: usize,
+    table: TableOf<M>,
+    of_run: bool,
+) {
+    for i in (0..len).step_by(LANES) {
+        let n = LANES.min(len - i);
+        // SAFETY: the offsets are within the elements, which the caller vouches for.
+        unsafe {
+            let coefficients = if of_run {
+                M::coefficients(simd, table, Fetch::Run)
+            } else {
+                M::coefficients(simd, table.from(i), Fetch::Columns(n))
+            };
+            let value = map.value(simd, at + i, n, &coefficients);
+            M::Element::store(simd, map.output().add(at + i), n, value);
+        }
+    }
+}
+
 /// Writes the outputs of the run of `len` elements at `at`.
 ///
 /// # Safety
@@ -106,14 +139,17 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     unsafe {
         let coefficients = M::coefficients(simd, table, Fetch::Run);
         let output = map.output().add(at);
-        let head = head(output, len, stores);
-        let mut i = head.unwrap_or(0);
-        if i > 0 {
-            M::Element::store(simd, output, i, map.value(simd, at, i, &coefficients));
+        let lines = lines(output, len, stores);
+        let mut i = 0;
+        while i < lines.start {
+            let n = LANES.min(lines.start - i);
+            let value = map.value(simd, at + i, n, &coefficients);
+            M::Element::store(simd, output.add(i), n, value);
+            i += n;
         }
         while i + LANES <= len {
             let value = map.value(simd, at + i, LANES, &coefficients);
-            if head.is_some() {
+            if i < lines.end {
                 M::Element::stream(simd, output.add(i), value);
             } else {
                 M::Element::store(simd, output.add(i), LANES, value);
@@ -130,15 +166,29 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
     }
 }
 
-/// Elements of a streamed run before its first line boundary; `None` where it is not to be, or
-/// cannot be, streamed.
+/// The elements of a run that are streamed: whole vectors and whole lines. (A line of which one part is
+/// streamed and the other is not is written twice: planes of 14 x 14 elements of 16 bits took five
+/// times as long.)
 #[inline(always)]
-fn head<E>(output: *mut E, len: usize, stores: Stores) -> Option<usize> {
-    // A line has no more elements than a vector has lanes, so a head is less than a vector.
+fn lines<E>(output: *mut E, len: usize, stores: Stores) -> Range<usize> {
     let bytes = output.addr().wrapping_neg() % STREAM_ALIGNMENT;
+    let start = bytes / size_of::<E>();
+    if stores == Stores::Ordinary || !bytes.is_multiple_of(size_of::<E>()) || start >= len {
+        return 0..0;
+    }
+    let unit = LANES.max(STREAM_ALIGNMENT / size_of::<E>());
+    start..start + (len - start) / unit * unit
+}
+
+/// Elements of a streamed part of a sheet before its first boundary of a line, or of a vector where that is less;
+/// `None` where it cannot be streamed.
+#[inline(always)]
+fn head<E>(output: *mut E, len: usize) -> Option<usize> {
+    // No more than a vector, so a head is less than one.
+    let alignment = STREAM_ALIGNMENT.min(LANES * size_of::<E>());
+    let bytes = output.addr().wrapping_neg() % alignment;
     let head = bytes / size_of::<E>();
-    (stores == Stores::Streamed && bytes.is_multiple_of(size_of::<E>()) && head < len)
-        .then_some(head)
+    (bytes.is_multiple_of(size_of::<E>()) && head < len).then_some(head)
 }
 
 /// Writes the outputs of a sheet through the cache. Parts of rows go in pairs that share a fetch of
@@ -237,7 +287,7 @@ pub(crate) unsafe fn stream_rows<S: Simd, M: Map>(
     // from the first line boundary, so the table is read up to `head < LANES` columns beyond the
     // first `cols`; without a head it is not read beyond them.
     unsafe {
-        let head = head(map.output().add(at), len, Stores::Streamed);
+        let head = head(map.output().add(at), len);
         if let Some(head) = head.filter(|_| cols <= NARROW && cols.is_multiple_of(LANES)) {
             if head > 0 {
                 let coefficients = M::coefficients(simd, table, Fetch::Columns(head));
@@ -289,7 +339,7 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
     // vouches for.
     unsafe {
         let output = map.output().add(at);
-        let head = head(output, len, Stores::Streamed);
+        let head = head(output, len);
         let (mut i, mut col) = (0, 0);
         while i < len {
             let n = match (i, head) {

@@ -1,7 +1,7 @@
 //! The loops. Two shapes of loop, [`reduce`] (two sums of each channel) and [`map`] (an output of
 //! each element), each along a *run* of one channel (planar memory) and down a *sheet* of rows
-//! whose columns belong to channels (interleaved memory); and four expressions to put into them:
-//! [`moments`] and [`backward_reduce`], [`apply`] and [`backward_apply`].
+//! whose columns belong to channels (interleaved memory); and five expressions to put into them:
+//! [`moments`] and [`backward_reduce`], [`apply`], [`gate`] and [`backward_apply`].
 //!
 //! Kernels know pointers, lengths and [`Simd`] vectors; which memory they are sent over, in what
 //! order and on which thread is decided elsewhere, and cannot change a bit of the result: a sum is
@@ -11,6 +11,7 @@
 pub(crate) mod apply;
 pub(crate) mod backward_apply;
 pub(crate) mod backward_reduce;
+pub(crate) mod gate;
 pub(crate) mod map;
 pub(crate) mod moments;
 pub(crate) mod reduce;

@@ -2,6 +2,7 @@
 //! its own for `from_py_with`.
 
 use super::errors::kind_error;
+use crate::epilogue::Activation;
 use crate::error::Error;
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyOverflowError;
@@ -22,11 +23,13 @@ macro_rules! scalar {
 }
 scalar! {
     training: bool, "a bool", "";
+    transposed: bool, "a bool", "";
     momentum: f64, "a real number", "finite";
     eps: f64, "a real number", "finite";
     ddof: f64, "a real number", "finite";
     axis: isize, "a whole number", "within 64 bits";
     count: u64, "a whole number", "0 or more, within 64 bits";
+    groups: isize, "a whole number", "within 64 bits";
     n: isize, "a whole number", "within 64 bits";
 }
 
@@ -56,4 +59,37 @@ pub(super) fn check_momentum(momentum: f64) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Range { argument: "momentum", expected: "finite", got: momentum.to_string() })
+}
+
+/// The argument `activation`: None, a name, or a name and its parameter.
+pub(super) fn activation(any: Option<&Bound<'_, PyAny>>) -> PyResult<Activation> {
+    let Some(any) = any else {
+        return Ok(Activation::Identity);
+    };
+    let kind = || kind_error("activation", "None, a name, or (\"leaky_relu\", slope)", any);
+    if let Ok((name, slope)) = any.extract::<(String, Bound<'_, PyAny>)>() {
+        let slope: f64 = slope.extract().map_err(|_| kind())?;
+        return match name.as_str() {
+            "leaky_relu" if slope.is_finite() => Ok(Activation::LeakyRelu(slope)),
+            _ => Err(unknown(any)),
+        };
+    }
+    let name: String = any.extract().map_err(|_| kind())?;
+    Ok(match name.as_str() {
+        "relu" => Activation::Relu,
+        "relu6" => Activation::Relu6,
+        "leaky_relu" => Activation::LeakyRelu(0.01),
+        "silu" => Activation::Silu,
+        "hardswish" => Activation::Hardswish,
+        "sigmoid" => Activation::Sigmoid,
+        "tanh" => Activation::Tanh,
+        _ => return Err(unknown(any)),
+    })
+}
+
+fn unknown(any: &Bound<'_, PyAny>) -> PyErr {
+    let expected = "None, \"relu\", \"relu6\", \"leaky_relu\", (\"leaky_relu\", finite slope), \"silu\", \
+                    \"hardswish\", \"sigmoid\" or \"tanh\"";
+    let got = any.repr().map_or_else(|_| String::from("something else"), |repr| repr.to_string());
+    Error::Range { argument: "activation", expected, got }.into()
 }

@@ -9,6 +9,7 @@
 
 use super::errors::kind_error;
 use super::memory::recycled;
+use crate::element::Element;
 use crate::error::Error;
 use crate::view::View;
 use numpy::npyffi::flags::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
@@ -17,12 +18,17 @@ use numpy::prelude::*;
 use numpy::{PyArray1, PyArrayDescr, PyUntypedArray};
 use pyo3::PyTypeInfo;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 use std::fmt::Write as _;
 
 /// The element types of arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DType {
+    /// float16.
+    F16,
+    /// bfloat16, which is not NumPy's but that of `ml_dtypes`.
+    BF16,
     /// float32.
     F32,
     /// float64.
@@ -33,6 +39,14 @@ pub(super) enum DType {
 macro_rules! with_element {
     ($dtype:expr, $element:ident => $body:expr) => {
         match $dtype {
+            $crate::python::array::DType::F16 => {
+                type $element = half::f16;
+                $body
+            }
+            $crate::python::array::DType::BF16 => {
+                type $element = half::bf16;
+                $body
+            }
             $crate::python::array::DType::F32 => {
                 type $element = f32;
                 $body
@@ -46,7 +60,7 @@ macro_rules! with_element {
 }
 pub(super) use with_element;
 
-const FLOATS: &str = "float32 or float64";
+const FLOATS: &str = "float16, bfloat16, float32 or float64";
 
 impl DType {
     fn of(array: &Bound<'_, PyUntypedArray>) -> Option<DType> {
@@ -55,17 +69,33 @@ impl DType {
             Some(DType::F32)
         } else if num == NPY_TYPES::NPY_DOUBLE as i32 {
             Some(DType::F64)
+        } else if num == NPY_TYPES::NPY_HALF as i32 {
+            Some(DType::F16)
+        } else if num >= NPY_TYPES::NPY_USERDEF as i32 && bfloat16(array.py())?.num() == num {
+            Some(DType::BF16)
         } else {
             None
         }
     }
 
     fn descriptor(self, py: Python<'_>) -> Bound<'_, PyArrayDescr> {
-        with_element!(self, E => numpy::dtype::<E>(py))
+        let num = match self {
+            DType::F16 => NPY_TYPES::NPY_HALF,
+            DType::BF16 => return bfloat16(py).expect("an array has it").clone(),
+            DType::F32 => NPY_TYPES::NPY_FLOAT,
+            DType::F64 => NPY_TYPES::NPY_DOUBLE,
+        };
+        // SAFETY: the call gives a new reference to the descriptor of one of NumPy's own types.
+        unsafe {
+            let descriptor = PY_ARRAY_API.PyArray_DescrFromType(py, num as i32);
+            Bound::from_owned_ptr(py, descriptor.cast()).cast_into_unchecked()
+        }
     }
 
     fn name(self) -> &'static str {
         match self {
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
             DType::F32 => "float32",
             DType::F64 => "float64",
         }
@@ -75,6 +105,19 @@ impl DType {
     pub(super) fn itemsize(self) -> usize {
         with_element!(self, E => size_of::<E>())
     }
+}
+
+/// The descriptor of bfloat16, whose number is another in every process: `None` as long as nobody has
+/// loaded `ml_dtypes`, for then there is no array of it.
+fn bfloat16(py: Python<'_>) -> Option<&Bound<'_, PyArrayDescr>> {
+    static DESCRIPTOR: PyOnceLock<Py<PyArrayDescr>> = PyOnceLock::new();
+    let look_up = || {
+        let modules = py.import("sys")?.getattr("modules")?;
+        let scalar = modules.get_item("ml_dtypes")?.getattr("bfloat16")?;
+        Ok::<_, PyErr>(PyArrayDescr::new(py, scalar)?.unbind())
+    };
+    // What cannot be found is looked up again the next time.
+    DESCRIPTOR.get_or_try_init(py, look_up).ok().map(|descriptor| descriptor.bind(py))
 }
 
 /// Looks up NumPy's C interface.
@@ -233,10 +276,14 @@ impl<'py> Input<'py> {
         Ok(Input { given, dense, dtype, view, axis })
     }
 
-    /// The argument `dy`, which must be like `x`.
-    pub(super) fn dy(any: &Bound<'py, PyAny>, x: &Input<'py>) -> PyResult<Input<'py>> {
-        let given = as_array(any, "dy")?;
-        check_like(&given, "dy", x)?;
+    /// The argument called `argument`, dy or a residual, which must be like `x`.
+    pub(super) fn like(
+        any: &Bound<'py, PyAny>,
+        argument: &'static str,
+        x: &Input<'py>,
+    ) -> PyResult<Input<'py>> {
+        let given = as_array(any, argument)?;
+        check_like(&given, argument, x)?;
         let dense = if is_plain(&given) && same_order(&given, &x.dense) {
             given.clone()
         } else {
@@ -312,8 +359,7 @@ impl<'py> Output<'py> {
         'py: 'a,
     {
         let Some(any) = out else {
-            let array = new_like(&x.dense, x.dtype)?;
-            return Ok(Output { dense: array.clone(), array });
+            return Output::new(x);
         };
         let array = any.cast::<PyUntypedArray>();
         let array = array.map_err(|_| kind_error("out", "a NumPy array", any))?.clone();
@@ -336,6 +382,24 @@ impl<'py> Output<'py> {
         let direct = is_plain(&array) && same_order(&array, &x.dense);
         let dense = if direct { array.clone() } else { new_like(&x.dense, x.dtype)? };
         Ok(Output { array, dense })
+    }
+
+    /// A new array like `x`.
+    pub(super) fn new(x: &Input<'py>) -> PyResult<Output<'py>> {
+        let array = new_like(&x.dense, x.dtype)?;
+        Ok(Output { dense: array.clone(), array })
+    }
+
+    /// A new array like `x`, with its elements.
+    pub(super) fn copy_of(x: &Input<'py>) -> PyResult<Output<'py>> {
+        let output = Output::new(x)?;
+        copy(&output.dense, &x.dense)?;
+        Ok(output)
+    }
+
+    /// The same elements as an input.
+    pub(super) fn as_input(&self, x: &Input<'py>) -> Input<'py> {
+        Input { given: self.dense.clone(), dense: self.dense.clone(), ..*x }
     }
 
     /// Its first element.
@@ -483,18 +547,10 @@ impl<'py> Vector<'py> {
             // SAFETY: element `i` of the array, which was checked to be writeable.
             unsafe {
                 let place = start.offset(i as isize * stride);
-                match self.dtype {
-                    DType::F32 => {
-                        let bits = (value as f32).to_bits();
-                        let bits = if swapped { bits.swap_bytes() } else { bits };
-                        place.cast::<u32>().write_unaligned(bits);
-                    }
-                    DType::F64 => {
-                        let bits = value.to_bits();
-                        let bits = if swapped { bits.swap_bytes() } else { bits };
-                        place.cast::<u64>().write_unaligned(bits);
-                    }
-                }
+                with_element!(self.dtype, E => {
+                    let value = in_byte_order(E::narrow(value), swapped);
+                    place.cast::<E>().write_unaligned(value);
+                });
             }
         }
     }
@@ -508,19 +564,22 @@ fn read(array: &Bound<'_, PyUntypedArray>, dtype: DType) -> Vec<f64> {
         // SAFETY: element `i` of the array, which is alive while the interpreter is held.
         unsafe {
             let place = start.offset(i * stride);
-            match dtype {
-                DType::F32 => {
-                    let bits = place.cast::<u32>().read_unaligned();
-                    f32::from_bits(if swapped { bits.swap_bytes() } else { bits }).into()
-                }
-                DType::F64 => {
-                    let bits = place.cast::<u64>().read_unaligned();
-                    f64::from_bits(if swapped { bits.swap_bytes() } else { bits })
-                }
-            }
+            with_element!(dtype, E => {
+                in_byte_order(place.cast::<E>().read_unaligned(), swapped).widen()
+            })
         }
     });
     values.collect()
+}
+
+/// An element as the machine has it, from what may have the other byte order, or the way back.
+fn in_byte_order<E: Element>(mut element: E, swapped: bool) -> E {
+    if swapped {
+        let bytes = (&raw mut element).cast::<u8>();
+        // SAFETY: the bytes of a number, of which every pattern is one.
+        unsafe { std::slice::from_raw_parts_mut(bytes, size_of::<E>()) }.reverse();
+    }
+    element
 }
 
 /// The same memory under an array object of its own: what is done to the shape of the other does
@@ -552,11 +611,8 @@ pub(super) fn parameter<'py>(
     dtype: DType,
     values: impl Iterator<Item = f64>,
 ) -> Bound<'py, PyAny> {
-    match dtype {
-        DType::F32 => {
-            PyArray1::from_slice(py, &values.map(|value| value as f32).collect::<Vec<_>>())
-                .into_any()
-        }
-        DType::F64 => PyArray1::from_slice(py, &values.collect::<Vec<_>>()).into_any(),
+    if dtype == DType::F64 {
+        return PyArray1::from_slice(py, &values.collect::<Vec<_>>()).into_any();
     }
+    PyArray1::from_slice(py, &values.map(|value| value as f32).collect::<Vec<_>>()).into_any()
 }

@@ -3,8 +3,11 @@
 use super::argument;
 use super::array::{Input, Named, Output, parameter, with_element};
 use super::errors::kind_error;
+use super::functions;
 use super::nouns;
 use super::run::{Raw, execution, released};
+use crate::backward::{Gating, Upstream};
+use crate::epilogue::Activation;
 use crate::error::Error;
 use crate::grad_sums::GradSums;
 use crate::{affine, backward, moments};
@@ -15,7 +18,7 @@ use pyo3::types::{PyString, PyType};
 
 /// What `batch_norm_backward` needs of a forward pass.
 ///
-/// Holds a view of x, not a copy, and the values that the per-channel vectors had at the time of
+/// Holds views of x and of the residual, not copies, and the values that the per-channel vectors had at the time of
 /// the forward pass; serves any number of backwards.
 #[pyclass(frozen, module = "rustbn._rustbn")]
 pub(super) struct Context {
@@ -25,6 +28,8 @@ pub(super) struct Context {
     pub(super) statistics: Statistics,
     pub(super) weight: Option<Vec<f64>>,
     pub(super) bias: Option<Vec<f64>>,
+    pub(super) residual: Option<Py<PyUntypedArray>>,
+    pub(super) activation: Activation,
 }
 
 /// What normalised.
@@ -91,11 +96,12 @@ pub(super) struct Needs {
     x: bool,
     weight: bool,
     bias: bool,
+    residual: bool,
 }
 
 impl Default for Needs {
     fn default() -> Self {
-        Needs { x: true, weight: true, bias: true }
+        Needs { x: true, weight: true, bias: true, residual: true }
     }
 }
 
@@ -103,7 +109,7 @@ impl<'py> FromPyObject<'_, 'py> for Needs {
     type Error = PyErr;
 
     fn extract(any: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let mut needs = Needs { x: false, weight: false, bias: false };
+        let mut needs = Needs { x: false, weight: false, bias: false, residual: false };
         let kind = || kind_error("needs", "names of gradients", &any);
         if any.is_instance_of::<PyString>() {
             return Err(kind());
@@ -114,8 +120,7 @@ impl<'py> FromPyObject<'_, 'py> for Needs {
                 Ok("x") => needs.x = true,
                 Ok("weight") => needs.weight = true,
                 Ok("bias") => needs.bias = true,
-                // Where there is no residual there is nothing to be had, as with weight and bias.
-                Ok("residual") => {}
+                Ok("residual") => needs.residual = true,
                 _ => {
                     return Err(Error::Range {
                         argument: "needs",
@@ -147,7 +152,7 @@ pub(super) fn gradients_type(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
              dx : array or None\n    With respect to x, of its shape, dtype and memory order.\n\
              dweight, dbias : array or None\n    With respect to weight and bias, shape (C,), float32 \
              (float64 for float64 x).\n\
-             dresidual : None\n    With respect to the residual.\n",
+             dresidual : array or None\n    With respect to the residual; always a new array.\n",
         )?;
         Ok::<_, PyErr>(class.unbind())
     })?;
@@ -164,27 +169,64 @@ pub(super) fn gradients<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(context.x.bind(py), context.axis as isize)?;
     x.view.check_vector("x", context.statistics.moments().mean())?;
-    let dy = Input::dy(dy, &x)?;
+    let given_dy = Input::like(dy, "dy", &x)?;
     if out.is_some() && !needs.x {
         let expected = "None where needs leaves out \"x\"";
         return Err(Error::Range { argument: "out", expected, got: "an array".into() }.into());
     }
-    let others = [Named::or_itself("dy", &dy.given), Named::apart("x", &x.given)];
-    let out = if needs.x { Some(Output::like(out, &x, others)?) } else { None };
+    let residual = match &context.residual {
+        Some(residual) => Some(Input::like(residual.bind(py), "residual", &x)?),
+        None => None,
+    };
+    let others = [
+        Some(Named::or_itself("dy", &given_dy.given)),
+        Some(Named::apart("x", &x.given)),
+        residual.as_ref().map(|residual| Named::apart("residual", &residual.given)),
+    ];
+    let out =
+        if needs.x { Some(Output::like(out, &x, others.into_iter().flatten())?) } else { None };
     let wants_weight = needs.weight && context.weight.is_some();
     let wants_bias = needs.bias && context.bias.is_some();
+    let wants_sums = wants_weight || wants_bias;
+
+    // The gradient behind the activation is that of the residual. Where nobody wants it, it is
+    // written to where dx will be.
+    let gated = context.activation != Activation::Identity;
+    let dresidual = match &residual {
+        Some(_) if !needs.residual => None,
+        None => None,
+        Some(_) if gated => Some(Output::new(&x)?),
+        Some(_) => Some(Output::copy_of(&given_dy)?),
+    };
+    let scratch = match (&dresidual, &out) {
+        (None, None) if gated && wants_sums => Some(Output::new(&x)?),
+        _ => None,
+    };
+    let dz = dresidual.as_ref().or(out.as_ref()).or(scratch.as_ref()).filter(|_| gated);
+    let gating = dz.map(|dz| Behind { residual: residual.as_ref(), dz });
 
     let sums = match (&out, &context.statistics) {
-        (Some(out), Statistics::Batch(moments)) => Some(fused(py, &dy, &x, moments, context, out)?),
+        (Some(out), Statistics::Batch(moments)) => {
+            Some(fused(py, &given_dy, gating, &x, moments, context, out)?)
+        }
         (out, _) => {
+            let behind;
+            let dz = match gating {
+                Some(gating) => {
+                    gate(py, &given_dy, &gating, &x, context)?;
+                    behind = gating.dz.as_input(&x);
+                    &behind
+                }
+                None => &given_dy,
+            };
             // Sums come first, since the output may be dy itself.
-            let sums = if wants_weight || wants_bias {
-                Some(reduce(py, &dy, &x, context.statistics.moments())?)
+            let sums = if wants_sums {
+                Some(reduce(py, dz, &x, context.statistics.moments())?)
             } else {
                 None
             };
             if let Some(out) = out {
-                nouns::apply(&dy, &context.derivative()?, out)?;
+                nouns::apply(dz, &context.derivative()?, None, Activation::Identity, out)?;
             }
             sums
         }
@@ -198,13 +240,49 @@ pub(super) fn gradients<'py>(
     let dweight = vector(wants_weight, &|sums, c| sums.sum_dy_xmu()[c] * context.invstd(c));
     let dbias = vector(wants_bias, &|sums, c| sums.sum_dy()[c]);
     let dx = out.map(Output::finish).transpose()?;
-    gradients_type(py)?.call1((dx, dweight, dbias, py.None()))
+    let dresidual = dresidual.map(Output::finish).transpose()?;
+    gradients_type(py)?.call1((dx, dweight, dbias, dresidual))
+}
+
+/// An activation to go back through.
+#[derive(Clone, Copy)]
+struct Behind<'a, 'py> {
+    residual: Option<&'a Input<'py>>,
+    /// Where the gradient behind it goes.
+    dz: &'a Output<'py>,
+}
+
+/// The gradient behind the activation.
+fn gate(
+    py: Python<'_>,
+    dy: &Input<'_>,
+    behind: &Behind<'_, '_>,
+    x: &Input<'_>,
+    context: &Context,
+) -> PyResult<()> {
+    let bytes = 2 * x.bytes();
+    let execution = execution(py, bytes)?;
+    let (view, affine) = (x.view, context.transformation()?);
+    with_element!(x.dtype, E => {
+        let [dy, x, dz] = [dy.pointer(), x.pointer(), behind.dz.pointer()].map(|p| Raw(p.cast::<E>()));
+        let epilogue = functions::epilogue::<E>(behind.residual, context.activation);
+        let affine = &affine;
+        // SAFETY: all are dense arrays of `view`, alive for the length of this call; dz is a new
+        // array, or the output, which is dy or apart from all; the affine is that of the context,
+        // whose channels were checked, and so was the activation in the forward pass.
+        released(py, bytes, move || unsafe {
+            let gating = Gating { epilogue, affine, dz: dz.get() };
+            backward::gate_raw(view, dy.get(), x.get(), gating, execution);
+        });
+    });
+    Ok(())
 }
 
 /// dx and the sums in one pass.
 fn fused(
     py: Python<'_>,
     dy: &Input<'_>,
+    behind: Option<Behind<'_, '_>>,
     x: &Input<'_>,
     moments: &moments::Moments,
     context: &Context,
@@ -213,13 +291,23 @@ fn fused(
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
     let (view, eps, weight) = (x.view, context.eps, context.weight.as_deref());
+    let affine = behind.map(|_| context.transformation()).transpose()?;
     Ok(with_element!(x.dtype, E => {
         let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: all three are dense arrays of `view`, alive for the length of this call;
-        // `Output::like` ruled out that dx overlaps x, or dy otherwise than by being it; the
-        // context's vectors have the channels of `view`.
+        let residual = behind.and_then(|behind| behind.residual);
+        let epilogue = functions::epilogue::<E>(residual, context.activation);
+        let dz = behind.map(|behind| Raw(behind.dz.pointer().cast::<E>()));
+        let affine = affine.as_ref();
+        // SAFETY: all are dense arrays of `view`, alive for the length of this call; `Output::like`
+        // ruled out that dx overlaps x or the residual, or dy otherwise than by being it; dz is dx or
+        // a new array; the context's vectors have the channels of `view`, and the activation was
+        // checked in the forward pass.
         released(py, bytes, move || unsafe {
-            backward::batch_norm_backward_raw(view, dy.get(), x.get(), moments, weight, eps, dx.get(), execution)
+            let gate = dz.zip(affine).map(|(dz, affine)| Gating { epilogue, affine, dz: dz.get() });
+            let upstream = Upstream { dy: dy.get(), gate };
+            backward::batch_norm_backward_raw(
+                view, upstream, x.get(), moments, weight, eps, dx.get(), execution,
+            )
         })
     }))
 }

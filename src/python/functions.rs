@@ -5,6 +5,7 @@ use super::array::{self, Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
+use crate::epilogue::{Activation, RawEpilogue};
 use crate::error::Error;
 use crate::{forward, moments as core};
 use pyo3::prelude::*;
@@ -20,8 +21,10 @@ struct Arguments<'a, 'py> {
     momentum: f64,
     eps: f64,
     axis: isize,
+    activation: Option<&'a Bound<'py, PyAny>>,
+    residual: Option<&'a Bound<'py, PyAny>>,
     out: Option<&'a Bound<'py, PyAny>>,
-    /// Whether the output may be x itself.
+    /// Whether the output may be x or the residual itself: no backward will read them.
     in_place: bool,
 }
 
@@ -32,6 +35,8 @@ struct Forward<'a, 'py> {
     running: Option<Running<'a, 'py>>,
     weight: Option<Vec<f64>>,
     bias: Option<Vec<f64>>,
+    residual: Option<Input<'py>>,
+    activation: Activation,
     training: bool,
     momentum: f64,
     eps: f64,
@@ -56,8 +61,13 @@ impl<'a, 'py> Arguments<'a, 'py> {
         };
         let weight = Vector::optional(self.weight, "weight", channels)?;
         let bias = Vector::optional(self.bias, "bias", channels)?;
+        let residual = self.residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
+        let activation = argument::activation(self.activation)?;
         check_eps(self.eps, self.training)?;
         check_momentum(self.momentum)?;
+        if self.training || !self.in_place {
+            activation.check_training()?;
+        }
         if self.training {
             if x.view.count() == 1 {
                 let purpose = "batch statistics in training";
@@ -78,11 +88,15 @@ impl<'a, 'py> Arguments<'a, 'py> {
         ];
         let vectors =
             vectors.into_iter().filter_map(|(name, v)| Some(Named::apart(name, &v?.array)));
-        let out = Output::like(self.out, &x, vectors.chain([input("x", &x.given)]))?;
+        let inputs =
+            [Some(input("x", &x.given)), residual.as_ref().map(|r| input("residual", &r.given))];
+        let out = Output::like(self.out, &x, vectors.chain(inputs.into_iter().flatten()))?;
         Ok(Forward {
             running,
             weight: weight.map(|vector| vector.values),
             bias: bias.map(|vector| vector.values),
+            residual,
+            activation,
             training: self.training,
             momentum: self.momentum,
             eps: self.eps,
@@ -93,6 +107,11 @@ impl<'a, 'py> Arguments<'a, 'py> {
 }
 
 impl<'py> Forward<'_, 'py> {
+    /// What comes after the normalisation.
+    fn epilogue<E>(&self) -> RawEpilogue<E> {
+        epilogue(self.residual.as_ref(), self.activation)
+    }
+
     /// Normalises with the running statistics.
     fn infer(&self) -> PyResult<()> {
         let (py, bytes) = (self.x.given.py(), self.x.bytes());
@@ -103,12 +122,13 @@ impl<'py> Forward<'_, 'py> {
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
         with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
-            // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call;
-            // `Output::like` ruled out that they overlap otherwise than by being the same; the
-            // vectors have the channels of `view`.
+            let epilogue = self.epilogue::<E>();
+            // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
+            // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
+            // the vectors have the channels of `view`.
             released(py, bytes, move || unsafe {
                 let (x, y) = (x.get(), y.get());
-                forward::infer_raw(view, x, mean, var, weight, bias, eps, y, execution);
+                forward::infer_raw(view, x, mean, var, weight, bias, eps, epilogue, y, execution);
             });
         });
         Ok(())
@@ -122,11 +142,13 @@ impl<'py> Forward<'_, 'py> {
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
         Ok(with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
-            // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call;
-            // `Output::like` ruled out that they overlap otherwise than by being the same; the
-            // vectors have the channels of `view`.
+            let epilogue = self.epilogue::<E>();
+            // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
+            // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
+            // the vectors have the channels of `view`, and the activation was checked.
             released(py, bytes, move || unsafe {
-                forward::batch_norm_raw(view, x.get(), weight, bias, eps, y.get(), execution)
+                let (x, y) = (x.get(), y.get());
+                forward::batch_norm_raw(view, x, weight, bias, eps, epilogue, y, execution)
             })
         }))
     }
@@ -142,6 +164,12 @@ impl<'py> Forward<'_, 'py> {
     }
 }
 
+/// What comes after the normalisation, for the engine.
+pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) -> RawEpilogue<E> {
+    let residual = residual.map_or(std::ptr::null(), |residual| residual.pointer().cast::<E>());
+    RawEpilogue { residual, activation }
+}
+
 /// Batch normalization.
 ///
 /// In training, each channel is normalised with its mean and biased variance over the batch, then
@@ -151,10 +179,10 @@ impl<'py> Forward<'_, 'py> {
 ///
 /// Parameters
 /// ----------
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input, any strides. Memory that is dense under any order of its axes is never copied.
 /// running_mean, running_var : array, shape (C,), optional
-///     Running statistics, float32 or float64, any strides. Needed in evaluation; updated in place
+///     Running statistics, of any of these dtypes, any strides. Needed in evaluation; updated in place
 ///     in training.
 /// weight, bias : array, shape (C,), optional
 ///     Scale and shift; 1 and 0 where absent.
@@ -167,20 +195,26 @@ impl<'py> Forward<'_, 'py> {
 ///     Added to the variance.
 /// axis : int, default 1
 ///     Channel axis.
+/// activation : None, str or (str, float), optional
+///     Applied last: ``"relu"``, ``"relu6"``, ``"leaky_relu"`` (slope 0.01) or ``("leaky_relu",
+///     slope)``; in evaluation also ``"silu"``, ``"hardswish"``, ``"sigmoid"`` or ``"tanh"``.
+/// residual : array, optional
+///     Of x's shape and dtype; added before the activation, in the same pass over memory.
 /// out : array, optional
-///     Where to write; of x's shape and dtype, and x itself if you like.
+///     Where to write; of x's shape and dtype, and x or the residual itself if you like.
 ///
 /// Returns
 /// -------
 /// y : array
-///     Of x's shape, dtype and memory order; `out` if given.
+///     ``activation(normalised + residual)``, of x's shape, dtype and memory order; `out` if given.
 ///
 /// Raises
 /// ------
 /// ValueError
 ///     If a shape, eps or momentum does not fit; if there is one value per channel in training; if
-///     running statistics are missing in evaluation, or one of the pair is; if `out` is read-only
-///     or overlaps an input otherwise than by being x.
+///     running statistics are missing in evaluation, or one of the pair is; if the activation is
+///     unknown, or for evaluation only, in training; if `out` is read-only or overlaps an input
+///     otherwise than by being x or the residual.
 /// TypeError
 ///     If a dtype does not fit, or running statistics could not be updated in place.
 /// numpy.exceptions.AxisError
@@ -195,7 +229,7 @@ impl<'py> Forward<'_, 'py> {
 ///        [ 0.999995,  0.      ]], dtype=float32)
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=false,
-                    momentum=0.1, eps=1e-5, *, axis=1, out=None))]
+                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm<'py>(
     x: &Bound<'py, PyAny>,
@@ -207,6 +241,8 @@ pub(super) fn batch_norm<'py>(
     #[pyo3(from_py_with = argument::momentum)] momentum: f64,
     #[pyo3(from_py_with = argument::eps)] eps: f64,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    activation: Option<&Bound<'py, PyAny>>,
+    residual: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let arguments = Arguments {
@@ -219,6 +255,8 @@ pub(super) fn batch_norm<'py>(
         momentum,
         eps,
         axis,
+        activation,
+        residual,
         out,
         in_place: true,
     };
@@ -233,12 +271,12 @@ pub(super) fn batch_norm<'py>(
 
 /// Batch normalization, and what its backward needs.
 ///
-/// As `batch_norm`, but `training` is True unless said otherwise, and `out` may not be x, which
-/// backward reads.
+/// As `batch_norm`, but `training` is True unless said otherwise, and `out` may be neither x nor the
+/// residual, which backward reads.
 ///
 /// Parameters
 /// ----------
-/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out
+/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, out
 ///     As for `batch_norm`.
 ///
 /// Returns
@@ -246,7 +284,7 @@ pub(super) fn batch_norm<'py>(
 /// y : array
 ///     Of x's shape, dtype and memory order; `out` if given.
 /// ctx : Context
-///     For `batch_norm_backward`; holds a view of x, not a copy.
+///     For `batch_norm_backward`; holds views of x and of the residual, not copies.
 ///
 /// Raises
 /// ------
@@ -254,7 +292,7 @@ pub(super) fn batch_norm<'py>(
 ///     As `batch_norm`.
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=true,
-                    momentum=0.1, eps=1e-5, *, axis=1, out=None))]
+                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm_forward<'py>(
     x: &Bound<'py, PyAny>,
@@ -266,6 +304,8 @@ pub(super) fn batch_norm_forward<'py>(
     #[pyo3(from_py_with = argument::momentum)] momentum: f64,
     #[pyo3(from_py_with = argument::eps)] eps: f64,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    activation: Option<&Bound<'py, PyAny>>,
+    residual: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Bound<'py, PyAny>, Context)> {
     let arguments = Arguments {
@@ -278,6 +318,8 @@ pub(super) fn batch_norm_forward<'py>(
         momentum,
         eps,
         axis,
+        activation,
+        residual,
         out,
         in_place: false,
     };
@@ -297,6 +339,11 @@ pub(super) fn batch_norm_forward<'py>(
         statistics,
         weight: forward.weight.clone(),
         bias: forward.bias.clone(),
+        residual: match &forward.residual {
+            Some(residual) => Some(array::view(&residual.given)?.unbind()),
+            None => None,
+        },
+        activation: forward.activation,
     };
     let y = forward.finish(match &context.statistics {
         Statistics::Batch(moments) => Some(moments),
@@ -310,7 +357,8 @@ pub(super) fn batch_norm_forward<'py>(
 /// Through batch statistics the gradient with respect to x is ``scale * (dy - sum(dy) / n - (x -
 /// mean) * invstd**2 * sum(dy * (x - mean)) / n)`` with ``scale = weight * invstd``
 /// (Ioffe & Szegedy 2015, section 3, collected); running statistics are constants, and it is ``dy *
-/// scale``.
+/// scale``. Behind an activation dy is replaced by its product with the activation's derivative,
+/// which is also the gradient with respect to the residual.
 ///
 /// Parameters
 /// ----------
@@ -356,7 +404,7 @@ pub(super) fn batch_norm_backward<'py>(
 ///
 /// Parameters
 /// ----------
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input, any strides.
 /// axis : int, default 1
 ///     Channel axis.
@@ -397,7 +445,7 @@ pub(super) fn moments(
 /// ----------
 /// dy : array
 ///     Gradient with respect to the output, of x's shape and dtype.
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input of the forward pass.
 /// moments : Moments
 ///     Statistics that normalised x: those of x, or of a batch that x is a part of.
@@ -425,7 +473,7 @@ pub(super) fn backward_reduce(
     #[pyo3(from_py_with = argument::axis)] axis: isize,
 ) -> PyResult<nouns::GradSums> {
     let x = Input::x(x, axis)?;
-    let dy = Input::dy(dy, &x)?;
+    let dy = Input::like(dy, "dy", &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
     Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments)?))
@@ -437,7 +485,7 @@ pub(super) fn backward_reduce(
 /// ----------
 /// dy : array
 ///     Gradient with respect to the output, of x's shape and dtype.
-/// x : array, float32 or float64, 2 or more dimensions
+/// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
 ///     Input of the forward pass: the batch, or a part of it.
 /// moments : Moments
 ///     Statistics of the batch.
@@ -478,7 +526,7 @@ pub(super) fn backward_apply<'py>(
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(x, axis)?;
-    let dy = Input::dy(dy, &x)?;
+    let dy = Input::like(dy, "dy", &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
     let grad_sums = &grad_sums.get().0;
@@ -495,4 +543,22 @@ pub(super) fn backward_apply<'py>(
     let weight = weight.as_ref().map(|vector| vector.values.as_slice());
     context::apply(py, &dy, &x, moments, grad_sums, weight, eps, &out)?;
     out.finish()
+}
+
+/// Refuse what is no activation.
+///
+/// Parameters
+/// ----------
+/// activation : None, str or (str, float)
+///     See `batch_norm`.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If it is unknown.
+/// TypeError
+///     If it is nothing of the kind.
+#[pyfunction]
+pub(super) fn check_activation(activation: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    argument::activation(activation).map(|_| ())
 }

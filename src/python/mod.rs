@@ -24,7 +24,7 @@ mod _rustbn {
     #[pymodule_export]
     use super::functions::{
         backward_apply, backward_reduce, batch_norm, batch_norm_backward, batch_norm_forward,
-        moments,
+        check_activation, moments,
     };
     #[pymodule_export]
     use super::memory::{cache_bytes, empty_cache};

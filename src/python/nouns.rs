@@ -2,10 +2,13 @@
 
 use super::argument::{self, check_eps, check_momentum};
 use super::array::{Input, Named, Output, Vector, read_only, with_element};
+use super::functions;
 use super::run::{Raw, execution, released};
+use crate::epilogue::Activation;
 use crate::{affine, forward, grad_sums, moments};
 use numpy::PyArray1;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 type Array<'py> = Bound<'py, PyArray1<f64>>;
 
@@ -137,7 +140,7 @@ impl Moments {
     /// Parameters
     /// ----------
     /// running_mean, running_var : array, shape (C,)
-    ///     float32 or float64, any strides.
+    ///     float16, bfloat16, float32 or float64, any strides.
     /// momentum : float
     ///     Weight of this batch; any real number.
     ///
@@ -426,12 +429,16 @@ impl Affine {
     ///
     /// Parameters
     /// ----------
-    /// x : array, float32 or float64, 2 or more dimensions
+    /// x : array, float16, bfloat16, float32 or float64, 2 or more dimensions
     ///     Input.
     /// axis : int, default 1
     ///     Channel axis.
+    /// activation : None, str or (str, float), optional
+    ///     Applied last, as by `rustbn.batch_norm` in evaluation.
+    /// residual : array, optional
+    ///     Of x's shape and dtype; added before the activation.
     /// out : array, optional
-    ///     Where to write; of x's shape and dtype, and x itself if you like.
+    ///     Where to write; of x's shape and dtype, and x or the residual itself if you like.
     ///
     /// Returns
     /// -------
@@ -441,21 +448,87 @@ impl Affine {
     /// Raises
     /// ------
     /// ValueError
-    ///     If x has another number of channels, or `out` does not fit.
+    ///     If x has another number of channels, or `residual`, `activation` or `out` does not fit.
     /// TypeError
     ///     If x or `out` has the wrong dtype.
-    #[pyo3(signature = (x, *, axis=1, out=None))]
+    #[pyo3(signature = (x, *, axis=1, activation=None, residual=None, out=None))]
     fn __call__<'py>(
         &self,
         x: &Bound<'py, PyAny>,
         #[pyo3(from_py_with = argument::axis)] axis: isize,
+        activation: Option<&Bound<'py, PyAny>>,
+        residual: Option<&Bound<'py, PyAny>>,
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let x = Input::x(x, axis)?;
         x.view.check_vector("affine", self.0.mean())?;
-        let out = Output::like(out, &x, [Named::or_itself("x", &x.given)])?;
-        apply(&x, &self.0, &out)?;
+        let residual = residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
+        let activation = argument::activation(activation)?;
+        let inputs = [
+            Some(Named::or_itself("x", &x.given)),
+            residual.as_ref().map(|residual| Named::or_itself("residual", &residual.given)),
+        ];
+        let out = Output::like(out, &x, inputs.into_iter().flatten())?;
+        apply(&x, &self.0, residual.as_ref(), activation, &out)?;
         out.finish()
+    }
+
+    /// Fold into the linear layer before: `rustbn.folding.fold_into_linear`.
+    ///
+    /// Parameters
+    /// ----------
+    /// weight : array, shape (outputs, inputs)
+    ///     float64, float32, float16 or bfloat16; (inputs, outputs) with ``axis=1``.
+    /// bias : array, shape (outputs,), optional
+    ///     Zero where absent.
+    /// axis : int, default 0
+    ///     Axis of `weight` along which its outputs lie.
+    ///
+    /// Returns
+    /// -------
+    /// weight, bias : array
+    ///     Of the layer that does both; new arrays of the weight's dtype.
+    #[pyo3(signature = (weight, bias=None, *, axis=0))]
+    fn fold_into_linear<'py>(
+        slf: &Bound<'py, Self>,
+        weight: &Bound<'py, PyAny>,
+        bias: Option<&Bound<'py, PyAny>>,
+        #[pyo3(from_py_with = argument::axis)] axis: isize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let options = PyDict::new(slf.py());
+        options.set_item("axis", axis)?;
+        fold("fold_into_linear", slf, weight, bias, &options)
+    }
+
+    /// Fold into the convolution before: `rustbn.folding.fold_into_conv`.
+    ///
+    /// Parameters
+    /// ----------
+    /// weight : array, shape (outputs, inputs / groups, ...)
+    ///     float64, float32, float16 or bfloat16; (inputs, outputs / groups, ...) where transposed.
+    /// bias : array, shape (outputs,), optional
+    ///     Zero where absent.
+    /// transposed : bool, default False
+    ///     Whether it is a transposed convolution.
+    /// groups : int, default 1
+    ///     As given to the convolution.
+    ///
+    /// Returns
+    /// -------
+    /// weight, bias : array
+    ///     Of the convolution that does both; new arrays of the weight's dtype.
+    #[pyo3(signature = (weight, bias=None, *, transposed=false, groups=1))]
+    fn fold_into_conv<'py>(
+        slf: &Bound<'py, Self>,
+        weight: &Bound<'py, PyAny>,
+        bias: Option<&Bound<'py, PyAny>>,
+        #[pyo3(from_py_with = argument::transposed)] transposed: bool,
+        #[pyo3(from_py_with = argument::groups)] groups: isize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let options = PyDict::new(slf.py());
+        options.set_item("transposed", transposed)?;
+        options.set_item("groups", groups)?;
+        fold("fold_into_conv", slf, weight, bias, &options)
     }
 
     fn __reduce__<'py>(
@@ -479,18 +552,37 @@ impl Affine {
     }
 }
 
-/// Sends `x` through `affine` to `out`.
-pub(super) fn apply(x: &Input<'_>, affine: &affine::Affine, out: &Output<'_>) -> PyResult<()> {
+/// Calls a function of `rustbn.folding`, where the formulas are.
+fn fold<'py>(
+    function: &str,
+    affine: &Bound<'py, Affine>,
+    weight: &Bound<'py, PyAny>,
+    bias: Option<&Bound<'py, PyAny>>,
+    options: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let folding = affine.py().import("rustbn.folding")?;
+    folding.call_method(function, (affine, weight, bias), Some(options))
+}
+
+/// Sends `x` through `affine`, and what comes after, to `out`.
+pub(super) fn apply(
+    x: &Input<'_>,
+    affine: &affine::Affine,
+    residual: Option<&Input<'_>>,
+    activation: Activation,
+    out: &Output<'_>,
+) -> PyResult<()> {
     let py = x.given.py();
     let execution = execution(py, x.bytes())?;
     let view = x.view;
     with_element!(x.dtype, E => {
         let (x_, y) = (Raw(x.pointer().cast::<E>()), Raw(out.pointer().cast::<E>()));
-        // SAFETY: `x` and `out` are dense arrays of `view`, alive for the length of this call;
-        // `Output::like` ruled out that they overlap otherwise than by being the same; the caller
+        let epilogue = functions::epilogue::<E>(residual, activation);
+        // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this call;
+        // `Output::like` ruled out that out overlaps them otherwise than by being one; the caller
         // checked the channels of `affine`.
         released(py, x.bytes(), move || unsafe {
-            forward::apply_raw(view, x_.get(), affine, y.get(), execution);
+            forward::apply_raw(view, x_.get(), affine, epilogue, y.get(), execution);
         });
     });
     Ok(())

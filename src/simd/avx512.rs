@@ -1,7 +1,7 @@
 //! AVX-512: sixteen `f32` or eight `f64` a register, and masks for the tails.
 
 use super::pair::Pair;
-use super::{Kernel, Simd, Vector};
+use super::{Bits16, Double, EXPONENT, Kernel, Simd, Vector};
 use core::arch::x86_64::*;
 
 /// Proof that the processor has AVX-512 F, BW, DQ and VL.
@@ -21,6 +21,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 impl Simd for Avx512 {
     type F32 = F32x16;
     type F64 = Pair<F64x8>;
+    type U16 = U16x16;
 
     #[inline(always)]
     fn fence(self) {
@@ -43,8 +44,12 @@ pub struct F32x16(__m512);
 #[derive(Clone, Copy)]
 pub struct F64x8(__m512d);
 
-operators!(F32x16, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps);
-operators!(F64x8, _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd);
+/// Sixteen numbers of 16 bits.
+#[derive(Clone, Copy)]
+pub struct U16x16(__m256i);
+
+operators!(F32x16, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps);
+operators!(F64x8, _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd);
 
 /// The mask of the first `n` lanes.
 #[inline(always)]
@@ -107,6 +112,24 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn narrow(wide: Self::Wide) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F32x16(unsafe {
+            let low = _mm512_castps256_ps512(_mm512_cvtpd_ps(wide.0.0));
+            _mm512_insertf32x8::<1>(low, _mm512_cvtpd_ps(wide.1.0))
+        })
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F32x16(unsafe {
+            let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0);
+            _mm512_mask_blend_ps(less, otherwise.0, then.0)
+        })
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F32x16(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
@@ -161,9 +184,106 @@ impl Vector for F64x8 {
     }
 
     #[inline(always)]
+    fn narrow(wide: Self) -> Self {
+        wide
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x8(unsafe {
+            let less = _mm512_cmp_pd_mask::<_CMP_LT_OQ>(a.0, b.0);
+            _mm512_mask_blend_pd(less, otherwise.0, then.0)
+        })
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F64x8(unsafe { _mm512_fmadd_pd(a.0, b.0, self.0) })
+    }
+}
+
+impl Double for F64x8 {
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x8(unsafe {
+            let sum = _mm512_add_pd(self.0, _mm512_set1_pd(EXPONENT));
+            _mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(sum)))
+        })
+    }
+}
+
+// SAFETY (all of the impl): as for `F32x16`.
+impl Bits16 for U16x16 {
+    type Float = F32x16;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> Self {
+        // SAFETY: see the impl.
+        U16x16(unsafe { _mm256_loadu_si256(p.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const u16, n: usize) -> Self {
+        // SAFETY: see the impl.
+        U16x16(unsafe { _mm256_maskz_loadu_epi16(first(n) as __mmask16, p.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u16) {
+        // SAFETY: see the impl.
+        unsafe { _mm256_storeu_si256(p.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut u16, n: usize) {
+        // SAFETY: see the impl.
+        unsafe { _mm256_mask_storeu_epi16(p.cast(), first(n) as __mmask16, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut u16) {
+        // SAFETY: see the impl; the caller vouches for the alignment.
+        unsafe { _mm256_stream_si256(p.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    fn widen_f16(self) -> F32x16 {
+        // SAFETY: `self` exists, so the processor has AVX-512 F.
+        F32x16(unsafe { _mm512_cvtph_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn widen_bf16(self) -> F32x16 {
+        // SAFETY: `self` exists, so the processor has AVX-512 F.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(self.0);
+            F32x16(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        }
+    }
+
+    #[inline(always)]
+    fn narrow_f16(float: F32x16) -> Self {
+        // SAFETY: a value of its type exists, so the processor has AVX-512 F.
+        U16x16(unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(float.0) })
+    }
+
+    // By integers, not by the instruction of AVX-512 BF16, which takes subnormals for zero.
+    #[inline(always)]
+    fn narrow_bf16(float: F32x16) -> Self {
+        // SAFETY: a value of its type exists, so the processor has AVX-512 F.
+        unsafe {
+            let bits = _mm512_castps_si512(float.0);
+            let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let round = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_add_epi32(bits, round);
+            let quiet = _mm512_set1_epi32(0x0040_0000);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(float.0, float.0);
+            let chosen = _mm512_mask_or_epi32(rounded, nan, bits, quiet);
+            U16x16(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen)))
+        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! What [`conforms!`](super::conforms) asks of an instruction set.
 
-use super::{Kernel, LANES, Level, Simd, Vector};
+use super::{
+    Bits16, Double, Kernel, LANES, Level, Simd, Vector, narrow_bf16, narrow_f16, widen_bf16,
+    widen_f16,
+};
+use crate::backward::{Gating, Upstream, batch_norm_backward_raw};
 use crate::element::{Element, Real};
 use crate::{
-    Affine, Caches, Execution, View, apply, apply_in_place, backward_apply, backward_reduce,
-    batch_norm, batch_norm_backward, moments,
+    Activation, Affine, Caches, Epilogue, Execution, View, apply, apply_in_place, backward_apply,
+    backward_reduce, batch_norm, batch_norm_backward, epilogue_backward, moments,
 };
 
 /// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it:
@@ -42,7 +46,8 @@ impl Random {
             1 => -0.0,
             2 => 1e-40,
             3 => -3e-39,
-            4 => 1e5,
+            4 => 6e4,
+            5 => 3e-7,
             _ => (self.next() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0,
         }
     }
@@ -109,6 +114,21 @@ where
         assert_eq!(stored(va + vb), expected(|x, y| x + y));
         assert_eq!(stored(va - vb), expected(|x, y| x - y));
         assert_eq!(stored(va * vb), expected(|x, y| x * y));
+        assert_eq!(stored(va / vb), expected(|x, y| x / y));
+        let selected = std::array::from_fn::<_, LANES, _>(|i| {
+            if a[i].to_f64() < b[i].to_f64() { a[i] } else { zero }
+        });
+        assert_eq!(stored(V::select_less(va, vb, va, V::splat(zero))), bits(&selected));
+        let nan = V::splat(V::Scalar::from_f64(f64::NAN));
+        assert_eq!(stored(V::select_less(nan, vb, va, vb)), bits(&b));
+        assert_eq!(stored(V::select_less(va, nan, va, vb)), bits(&b));
+        let thirds: [f64; LANES] = std::array::from_fn(|i| a[i].to_f64() / 3.0);
+        let narrow = V::narrow(V::Wide::load(thirds.as_ptr()));
+        assert_eq!(stored(narrow), bits(&thirds.map(V::Scalar::from_f64)));
+        let powers: [f64; LANES] = std::array::from_fn(|i| (i * 2045 / 15) as f64 - 1022.0);
+        let mut two_to_the = [0.0; LANES];
+        V::Wide::load(powers.as_ptr()).power_of_two().store(two_to_the.as_mut_ptr());
+        assert_eq!(two_to_the, powers.map(f64::exp2));
         assert_eq!(stored(V::splat(a[3])), bits(&[a[3]; LANES]));
         // Numbers of a few bits, whose products are exact in either type.
         let few = |values: [V::Scalar; LANES]| {
@@ -146,9 +166,140 @@ where
     }
 }
 
-/// Every verb over shapes that reach every loop, on one thread and on three, against the portable
-/// level on one.
-pub(super) fn verbs<E: Element<Real = E> + Real>(level: Level) {
+const ACTIVATIONS: [Activation; 8] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::Relu6,
+    Activation::LeakyRelu(0.3),
+    Activation::Silu,
+    Activation::Hardswish,
+    Activation::Sigmoid,
+    Activation::Tanh,
+];
+
+/// Loads, stores and conversions of both formats of 16 bits against portable code.
+pub(super) fn bits16(level: Level) {
+    if available(level) {
+        // SAFETY: this kernel works on arrays of its own.
+        unsafe { level.run(Halves) };
+    }
+}
+
+struct Halves;
+
+impl Kernel for Halves {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, simd: S) {
+        // Every pattern there is.
+        for first in (0..=u16::MAX).step_by(LANES) {
+            check_widening::<S>(std::array::from_fn(|i| first + i as u16));
+        }
+        // Every upper half of an `f32` with the lower halves around ties of `bf16`, which are values of
+        // every exponent, of both signs, infinite ones and NaN.
+        let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        // The fractions around ties of `f16`: normal ones end at bit 13, subnormal ones further up.
+        let ties = (1..=13).flat_map(|end| {
+            let tie = 0x1000_u32 << (end - 1);
+            [tie.wrapping_sub(1), tie, tie + 1]
+        });
+        let lower: Vec<u32> = lower.into_iter().chain(ties).collect();
+        for upper in 0..=u16::MAX {
+            for lower in lower.chunks(LANES) {
+                let mut floats = [f32::from_bits(u32::from(upper) << 16); LANES];
+                for (float, lower) in floats.iter_mut().zip(lower) {
+                    *float = f32::from_bits(u32::from(upper) << 16 ^ lower);
+                }
+                check_narrowing::<S>(floats);
+            }
+        }
+        for n in 0..=LANES {
+            check_memory::<S>(n);
+        }
+        simd.fence();
+    }
+}
+
+/// Widening of one vector. NaN may have another payload, but has to be one.
+#[inline(always)]
+fn check_widening<S: Simd>(bits: [u16; LANES]) {
+    let (mut f16, mut bf16) = ([0.0; LANES], [0.0; LANES]);
+    // SAFETY: every access is to an array of LANES; `Level::run` vouches for the set.
+    unsafe {
+        let loaded = S::U16::load(bits.as_ptr());
+        loaded.widen_f16().store(f16.as_mut_ptr());
+        loaded.widen_bf16().store(bf16.as_mut_ptr());
+    }
+    let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+    for i in 0..LANES {
+        assert!(same(f16[i], widen_f16(bits[i])), "f16 {:#06x}", bits[i]);
+        assert!(same(bf16[i], widen_bf16(bits[i])), "bf16 {:#06x}", bits[i]);
+    }
+}
+
+/// Narrowing of one vector.
+#[inline(always)]
+fn check_narrowing<S: Simd>(floats: [f32; LANES]) {
+    let (mut f16, mut bf16) = ([0; LANES], [0; LANES]);
+    // SAFETY: as above.
+    unsafe {
+        let loaded = S::F32::load(floats.as_ptr());
+        S::U16::narrow_f16(loaded).store(f16.as_mut_ptr());
+        S::U16::narrow_bf16(loaded).store(bf16.as_mut_ptr());
+    }
+    let same =
+        |a: u16, b: u16, widen: fn(u16) -> f32| a == b || widen(a).is_nan() && widen(b).is_nan();
+    for i in 0..LANES {
+        let float = floats[i];
+        assert!(same(f16[i], narrow_f16(float), widen_f16), "f16 of {float:e}");
+        assert!(same(bf16[i], narrow_bf16(float), widen_bf16), "bf16 of {float:e}");
+    }
+}
+
+/// Loads and stores of `n` elements; what lies beyond them is a guard that must not change.
+#[inline(always)]
+fn check_memory<S: Simd>(n: usize) {
+    const GUARD: u16 = 0x1234;
+    #[repr(align(64))]
+    struct Aligned([u16; 2 * LANES]);
+    let bits: [u16; LANES] = std::array::from_fn(|i| 0x3f80 + 17 * i as u16);
+
+    // SAFETY: every access is to an array of LANES, or to `n <= LANES` of its elements; a streamed
+    // store to half a line of an aligned array.
+    unsafe {
+        let loaded = S::U16::load(bits.as_ptr());
+        let stored = |v: S::U16| {
+            let mut out = [GUARD; LANES];
+            v.store(out.as_mut_ptr());
+            out
+        };
+        assert_eq!(stored(loaded), bits);
+
+        // A copy of its own, so that a checker of memory notices a read beyond it.
+        let mut first = [0; LANES];
+        first[..n].copy_from_slice(&bits[..n]);
+        let part = bits[..n].to_vec();
+        assert_eq!(stored(S::U16::load_partial(part.as_ptr(), n)), first, "{n}, then zeros");
+
+        let mut out = [GUARD; LANES];
+        loaded.store_partial(out.as_mut_ptr(), n);
+        let mut first = [GUARD; LANES];
+        first[..n].copy_from_slice(&bits[..n]);
+        assert_eq!(out, first, "{n} elements written and no more");
+
+        for half in 0..2 {
+            let mut out = Aligned([GUARD; 2 * LANES]);
+            loaded.stream(out.0.as_mut_ptr().add(half * LANES));
+            assert_eq!(out.0[half * LANES..][..LANES], bits);
+            assert_eq!(out.0[(1 - half) * LANES..][..LANES], [GUARD; LANES]);
+        }
+    }
+}
+
+/// Every verb over shapes that reach every loop, on one thread and on three, through caches and past
+/// them, against the portable level on one thread.
+pub(super) fn verbs<E: Element>(level: Level) {
     if !available(level) {
         return;
     }
@@ -173,12 +324,12 @@ pub(super) fn verbs<E: Element<Real = E> + Real>(level: Level) {
         let view = View { outer, channels, inner };
         let mut random = Random(seed as u64);
         let mut values =
-            |n: usize| -> Vec<E> { (0..n).map(|_| E::from_f64(random.value())).collect() };
+            |n: usize| -> Vec<E> { (0..n).map(|_| E::narrow(random.value())).collect() };
         let (mut x, dy) = (values(view.len()), values(view.len()));
         // Every third shape is far from zero in every channel, every third in some channels.
         for (i, x) in x.iter_mut().enumerate() {
             if seed % 3 == 1 || seed % 3 == 2 && (i / inner) % 2 == 1 {
-                *x = E::from_f64(x.to_f64() + 100.0);
+                *x = E::narrow(x.widen() + 100.0);
             }
         }
         let parameters: Vec<f64> = (0..channels).map(|c| 0.5 + c as f64).collect();
@@ -190,15 +341,16 @@ pub(super) fn verbs<E: Element<Real = E> + Real>(level: Level) {
             &parameters,
             Execution { level: Level::Scalar, threads: 1, caches },
         );
-        for threads in [1, 3] {
+        let none = Caches { l2: 1 << 16, last: 0 };
+        for (threads, caches) in [(1, caches), (3, caches), (1, none), (3, none)] {
             let got = outputs(view, &x, &dy, &parameters, Execution { level, threads, caches });
-            assert_eq!(got, expected, "{view:?} on {threads} threads");
+            assert_eq!(got, expected, "{view:?} on {threads} threads, {caches:?}");
         }
     }
 }
 
 /// The bits of everything that the verbs compute, the fused ones and their halves agreeing.
-fn outputs<E: Element<Real = E> + Real>(
+fn outputs<E: Element>(
     view: View,
     x: &[E],
     dy: &[E],
@@ -206,13 +358,14 @@ fn outputs<E: Element<Real = E> + Real>(
     execution: Execution,
 ) -> Vec<u64> {
     let eps = 1e-5;
-    let bits = |values: &[E]| values.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
+    let none = Epilogue::default();
+    let bits = |values: &[E]| values.iter().map(|x| x.widen().to_bits()).collect::<Vec<_>>();
     let bits64 = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let empty = || vec![E::from_f64(0.0); view.len()];
+    let empty = || vec![E::narrow(0.0); view.len()];
 
     let (mut y, mut dx) = (empty(), empty());
     let statistics =
-        batch_norm(view, x, Some(weight), Some(weight), eps, &mut y, execution).unwrap();
+        batch_norm(view, x, Some(weight), Some(weight), eps, none, &mut y, execution).unwrap();
     let sums = batch_norm_backward(view, dy, x, &statistics, Some(weight), eps, &mut dx, execution)
         .unwrap();
 
@@ -220,10 +373,10 @@ fn outputs<E: Element<Real = E> + Real>(
     assert_eq!(halves, statistics);
     let affine = Affine::from_moments(&halves, Some(weight), Some(weight), eps).unwrap();
     let mut again = empty();
-    apply(view, x, &affine, &mut again, execution).unwrap();
+    apply(view, x, &affine, none, &mut again, execution).unwrap();
     assert_eq!(bits(&again), bits(&y));
     again.copy_from_slice(x);
-    apply_in_place(view, &mut again, &affine, execution).unwrap();
+    apply_in_place(view, &mut again, &affine, none, execution).unwrap();
     assert_eq!(bits(&again), bits(&y));
     let reduced = backward_reduce(view, dy, x, &halves, execution).unwrap();
     assert_eq!(reduced, sums);
@@ -231,7 +384,49 @@ fn outputs<E: Element<Real = E> + Real>(
         .unwrap();
     assert_eq!(bits(&again), bits(&dx));
 
+    let mut epilogues = Vec::new();
+    for activation in ACTIVATIONS {
+        for residual in [None, Some(dy)] {
+            let epilogue = Epilogue { residual, activation };
+            apply(view, x, &affine, epilogue, &mut again, execution).unwrap();
+            epilogues.extend(bits(&again));
+            if activation.check_training().is_err() {
+                continue;
+            }
+            let mut y = empty();
+            batch_norm(view, x, Some(weight), Some(weight), eps, epilogue, &mut y, execution)
+                .unwrap();
+            assert_eq!(bits(&y), bits(&again));
+            // Backward in two steps and in one.
+            let (mut dz, mut dx) = (empty(), empty());
+            epilogue_backward(view, dy, x, &affine, epilogue, &mut dz, execution).unwrap();
+            let sums =
+                batch_norm_backward(view, &dz, x, &halves, Some(weight), eps, &mut dx, execution)
+                    .unwrap();
+            let dz = again.as_mut_ptr();
+            let gate = Some(Gating { epilogue: epilogue.raw(), affine: &affine, dz });
+            let upstream = Upstream { dy: dy.as_ptr(), gate };
+            // SAFETY: all are exactly the elements of `view`, and dx in place of dz is allowed.
+            let fused = unsafe {
+                batch_norm_backward_raw(
+                    view,
+                    upstream,
+                    x.as_ptr(),
+                    &halves,
+                    Some(weight),
+                    eps,
+                    dz,
+                    execution,
+                )
+            };
+            assert_eq!(fused, sums);
+            assert_eq!(bits(&again), bits(&dx));
+            epilogues.extend(bits(&dx));
+        }
+    }
+
     [
+        epilogues,
         bits(&y),
         bits(&dx),
         bits64(statistics.mean()),

@@ -9,17 +9,19 @@
 //! 2. Multiply and add are separate instructions, for a fused multiply-add rounds once where the
 //!    portable level rounds twice. The exception is a product that is exact: then the two are the
 //!    same, and [`Vector::add_exact_product`] may fuse them.
-//! 3. Lanes are folded by one tree, [`fold`], in ordinary code.
+//! 3. Numbers of 16 bits are only loaded and stored ([`Bits16`]); between the two they are `f32`.
+//! 4. Lanes are folded by one tree, [`fold`], in ordinary code.
 //!
 //! A new instruction set is one file (its registers as [`Vector`]s and a token), one [`Level`], and
 //! one line of the conformance tests at the end of this file.
 
-/// `+`, `-` and `*` of a register, each by its intrinsic.
+/// `+`, `-`, `*` and `/` of a register, each by its intrinsic.
 macro_rules! operators {
-    ($vector:ident, $add:ident, $sub:ident, $mul:ident) => {
+    ($vector:ident, $add:ident, $sub:ident, $mul:ident, $div:ident) => {
         operators!($vector: Add, add, $add);
         operators!($vector: Sub, sub, $sub);
         operators!($vector: Mul, mul, $mul);
+        operators!($vector: Div, div, $div);
     };
     ($vector:ident: $trait:ident, $method:ident, $intrinsic:ident) => {
         impl std::ops::$trait for $vector {
@@ -45,15 +47,23 @@ macro_rules! conforms {
         }
 
         #[test]
+        fn sixteen_bits_are_widened_and_narrowed_as_by_portable_code() {
+            conformance::bits16($level);
+        }
+
+        #[test]
         fn verbs_give_the_bits_of_the_portable_level() {
             conformance::verbs::<f32>($level);
             conformance::verbs::<f64>($level);
+            conformance::verbs::<half::f16>($level);
+            conformance::verbs::<half::bf16>($level);
         }
     };
 }
 #[cfg(test)]
 mod conformance;
 
+mod bits16;
 mod float_mode;
 mod pair;
 mod scalar;
@@ -66,8 +76,10 @@ mod avx512;
 mod neon;
 
 use crate::error::Error;
+pub use bits16::Bits16;
+pub(crate) use bits16::{narrow_bf16, narrow_f16, round_to_odd, widen_bf16, widen_f16};
 use float_mode::FloatMode;
-use std::ops::{Add, Mul, Sub};
+use std::ops::{Add, Div, Mul, Sub};
 use std::sync::OnceLock;
 
 /// Lanes of the logical vector.
@@ -79,11 +91,13 @@ pub(crate) const STREAM_ALIGNMENT: usize = 64;
 /// Some lanes of one floating-point type. A value exists only where the processor has its
 /// instructions: it is made by the `unsafe` constructors here, whose callers hold the [`Simd`]
 /// token.
-pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+pub trait Vector:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
     /// The type of one lane.
     type Scalar: Copy;
     /// The same lanes in `f64`.
-    type Wide: Vector<Scalar = f64>;
+    type Wide: Vector<Scalar = f64> + Double;
     /// How many lanes.
     const LANES: usize;
 
@@ -128,18 +142,37 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// Each lane in `f64`, exactly.
     fn widen(self) -> Self::Wide;
 
+    /// Each lane of `wide`, rounded to nearest.
+    fn narrow(wide: Self::Wide) -> Self;
+
+    /// In each lane, `then` if `a < b`, else `otherwise`: also where one of them is NaN.
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self;
+
     /// `self + a * b`, where each product is exact in this type: the same bits whether the
     /// processor fuses the two operations or not. Of other products nothing is promised.
     #[must_use]
     fn add_exact_product(self, a: Self, b: Self) -> Self;
 }
 
+/// What only vectors of `f64` do.
+pub trait Double {
+    /// Two to the power of each lane, a whole number from -1022 to 1023.
+    #[must_use]
+    fn power_of_two(self) -> Self;
+}
+
+/// A whole number plus this has its biased exponent in the last bits: shifted left by 52, it is two
+/// to the power of the number.
+const EXPONENT: f64 = (1_u64 << 52) as f64 + 1023.0;
+
 /// An instruction set, and the proof that this processor has it: only [`Level::run`] hands one out.
 pub trait Simd: Copy {
     /// Sixteen `f32`.
     type F32: Vector<Scalar = f32, Wide = Self::F64>;
     /// Sixteen `f64`.
-    type F64: Vector<Scalar = f64, Wide = Self::F64>;
+    type F64: Vector<Scalar = f64, Wide = Self::F64> + Double;
+    /// Sixteen numbers of 16 bits.
+    type U16: Bits16<Float = Self::F32>;
 
     /// Orders streamed stores before whatever follows.
     fn fence(self);

@@ -2,8 +2,9 @@
 //! array.
 
 use super::pair::Pair;
-use super::{Kernel, Simd, Vector};
+use super::{Bits16, Double, EXPONENT, Kernel, Simd, Vector, bits16};
 use core::arch::aarch64::*;
+use core::arch::asm;
 
 /// Proof that the processor has NEON.
 #[derive(Clone, Copy)]
@@ -22,6 +23,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 impl Simd for Neon {
     type F32 = Pair<Pair<F32x4>>;
     type F64 = Pair<Pair<Pair<F64x2>>>;
+    type U16 = Pair<Pair<U16x4>>;
 
     #[inline(always)]
     fn fence(self) {}
@@ -38,11 +40,15 @@ pub struct F32x4(float32x4_t);
 #[derive(Clone, Copy)]
 pub struct F64x2(float64x2_t);
 
-operators!(F32x4, vaddq_f32, vsubq_f32, vmulq_f32);
-operators!(F64x2, vaddq_f64, vsubq_f64, vmulq_f64);
+/// Four numbers of 16 bits.
+#[derive(Clone, Copy)]
+pub struct U16x4(uint16x4_t);
+
+operators!(F32x4, vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32);
+operators!(F64x2, vaddq_f64, vsubq_f64, vmulq_f64, vdivq_f64);
 
 macro_rules! vector {
-    ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr, $fma:ident) => {
+    ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr, $fma:ident, $narrow:expr, $less:ident, $select:ident) => {
         // SAFETY (all of the impl): the caller vouches for NEON and for the elements touched; a
         // tail of `n <= LANES` elements is copied to or from an array of `LANES`.
         impl Vector for $vector {
@@ -101,6 +107,18 @@ macro_rules! vector {
             }
 
             #[inline(always)]
+            fn narrow(wide: Self::Wide) -> Self {
+                // SAFETY: a value of a NEON type exists, so the processor has NEON.
+                unsafe { $narrow(wide) }
+            }
+
+            #[inline(always)]
+            fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+                // SAFETY: `a` exists, so the processor has NEON.
+                $vector(unsafe { $select($less(a.0, b.0), then.0, otherwise.0) })
+            }
+
+            #[inline(always)]
             fn add_exact_product(self, a: Self, b: Self) -> Self {
                 // SAFETY: `self` exists, so the processor has NEON.
                 $vector(unsafe { $fma(self.0, a.0, b.0) })
@@ -108,8 +126,34 @@ macro_rules! vector {
         }
     };
 }
-vector!(F32x4, f32, Pair<F64x2>, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, widen, vfmaq_f32);
-vector!(F64x2, f64, F64x2, 2, vdupq_n_f64, vld1q_f64, vst1q_f64, same, vfmaq_f64);
+vector!(
+    F32x4,
+    f32,
+    Pair<F64x2>,
+    4,
+    vdupq_n_f32,
+    vld1q_f32,
+    vst1q_f32,
+    widen,
+    vfmaq_f32,
+    narrow,
+    vcltq_f32,
+    vbslq_f32
+);
+vector!(
+    F64x2,
+    f64,
+    F64x2,
+    2,
+    vdupq_n_f64,
+    vld1q_f64,
+    vst1q_f64,
+    same,
+    vfmaq_f64,
+    identity,
+    vcltq_f64,
+    vbslq_f64
+);
 
 /// Two `f64` as they are.
 ///
@@ -128,6 +172,128 @@ unsafe fn same(v: float64x2_t) -> F64x2 {
 unsafe fn widen(v: float32x4_t) -> Pair<F64x2> {
     // SAFETY: the caller vouches for NEON.
     unsafe { Pair(F64x2(vcvt_f64_f32(vget_low_f32(v))), F64x2(vcvt_high_f64_f32(v))) }
+}
+
+/// Two `f64` as they are.
+///
+/// # Safety
+/// None to speak of; it stands where [`narrow`] does.
+#[inline(always)]
+unsafe fn identity(v: F64x2) -> F64x2 {
+    v
+}
+
+/// Four `f64`, rounded.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn narrow(wide: Pair<F64x2>) -> F32x4 {
+    // SAFETY: the caller vouches for NEON.
+    F32x4(unsafe { vcvt_high_f32_f64(vcvt_f32_f64(wide.0.0), wide.1.0) })
+}
+
+impl Double for F64x2 {
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x2(unsafe {
+            let sum = vaddq_f64(self.0, vdupq_n_f64(EXPONENT));
+            vreinterpretq_f64_s64(vshlq_n_s64::<52>(vreinterpretq_s64_f64(sum)))
+        })
+    }
+}
+
+// SAFETY (all of the impl): the caller vouches for NEON and for the elements touched.
+impl Bits16 for U16x4 {
+    type Float = F32x4;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> Self {
+        // SAFETY: see the impl.
+        U16x4(unsafe { vld1_u16(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const u16, n: usize) -> Self {
+        // SAFETY: see the impl; of `n <= 4` elements all are in the first part.
+        U16x4(unsafe { vcreate_u16(bits16::gather(p, n)[0]) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u16) {
+        // SAFETY: see the impl.
+        unsafe { vst1_u16(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut u16, n: usize) {
+        // SAFETY: see the impl; of `n <= 4` elements all are in the first part.
+        unsafe {
+            let bits = vget_lane_u64::<0>(vreinterpret_u64_u16(self.0));
+            bits16::scatter([bits, 0], p, n);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut u16) {
+        // SAFETY: the caller's contract contains that of `store`.
+        unsafe { self.store(p) }
+    }
+
+    // The conversions of binary16 are part of every NEON; their intrinsics in Rust are not stable in
+    // all versions that this crate builds with.
+
+    #[inline(always)]
+    fn widen_f16(self) -> F32x4 {
+        let wide: float32x4_t;
+        // SAFETY: `self` exists, so the processor has the instruction, which does nothing else.
+        unsafe {
+            asm!(
+                "fcvtl {wide:v}.4s, {narrow:v}.4h",
+                wide = lateout(vreg) wide,
+                narrow = in(vreg) self.0,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        F32x4(wide)
+    }
+
+    #[inline(always)]
+    fn widen_bf16(self) -> F32x4 {
+        // SAFETY: `self` exists, so the processor has NEON.
+        F32x4(unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(self.0)) })
+    }
+
+    #[inline(always)]
+    fn narrow_f16(float: F32x4) -> Self {
+        let narrow: uint16x4_t;
+        // SAFETY: a value of its type exists, so the processor has the instruction, which does
+        // nothing else.
+        unsafe {
+            asm!(
+                "fcvtn {narrow:v}.4h, {wide:v}.4s",
+                narrow = lateout(vreg) narrow,
+                wide = in(vreg) float.0,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        U16x4(narrow)
+    }
+
+    #[inline(always)]
+    fn narrow_bf16(float: F32x4) -> Self {
+        // SAFETY: a value of its type exists, so the processor has NEON.
+        unsafe {
+            let bits = vreinterpretq_u32_f32(float.0);
+            let even = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+            let round = vaddq_u32(even, vdupq_n_u32(0x7fff));
+            let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+            let number = vceqq_f32(float.0, float.0);
+            let chosen = vbslq_u32(number, vaddq_u32(bits, round), quiet);
+            U16x4(vshrn_n_u32::<16>(chosen))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The portable level: arrays of sixteen, left to the compiler. Also the oracle of the others.
 
-use super::{LANES, Simd, Vector};
-use std::ops::{Add, Mul, Sub};
+use super::{Bits16, Double, EXPONENT, LANES, Simd, Vector, bits16};
+use std::ops::{Add, Div, Mul, Sub};
 
 /// The token of portable code, which every processor runs.
 #[derive(Clone, Copy)]
@@ -10,6 +10,7 @@ pub struct Scalar;
 impl Simd for Scalar {
     type F32 = Lanes<f32>;
     type F64 = Lanes<f64>;
+    type U16 = Bits;
 
     #[inline(always)]
     fn fence(self) {}
@@ -39,12 +40,40 @@ macro_rules! operator {
 operator!(Add, add, +);
 operator!(Sub, sub, -);
 operator!(Mul, mul, *);
+operator!(Div, div, /);
+
+/// Rounding from `f64`.
+trait Narrow {
+    fn narrow(wide: f64) -> Self;
+}
+
+impl Narrow for f32 {
+    #[inline(always)]
+    fn narrow(wide: f64) -> f32 {
+        wide as f32
+    }
+}
+
+impl Narrow for f64 {
+    #[inline(always)]
+    fn narrow(wide: f64) -> f64 {
+        wide
+    }
+}
+
+impl Double for Lanes<f64> {
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        Lanes(self.0.map(|x| f64::from_bits((x + EXPONENT).to_bits() << 52)))
+    }
+}
 
 // SAFETY (all of the impl): no instruction set is asked for, and no more than the elements that the
 // caller vouched for are touched.
 impl<T> Vector for Lanes<T>
 where
-    T: Copy + Default + Into<f64> + Add<Output = T> + Sub<Output = T> + Mul<Output = T>,
+    T: Copy + Default + Into<f64> + Narrow + PartialOrd,
+    T: Add<Output = T> + Sub<Output = T> + Mul<Output = T> + Div<Output = T>,
 {
     type Scalar = T;
     type Wide = Lanes<f64>;
@@ -93,8 +122,84 @@ where
     }
 
     #[inline(always)]
+    fn narrow(wide: Lanes<f64>) -> Self {
+        Lanes(wide.0.map(T::narrow))
+    }
+
+    #[inline(always)]
+    fn select_less(a: Self, b: Self, then: Self, mut otherwise: Self) -> Self {
+        for i in 0..LANES {
+            if a.0[i] < b.0[i] {
+                otherwise.0[i] = then.0[i];
+            }
+        }
+        otherwise
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         self + a * b
+    }
+}
+
+/// Sixteen numbers of 16 bits as an array.
+#[derive(Clone, Copy)]
+pub struct Bits([u16; LANES]);
+
+// SAFETY (all of the impl): as for `Lanes`.
+impl Bits16 for Bits {
+    type Float = Lanes<f32>;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> Self {
+        // SAFETY: see the impl.
+        Bits(unsafe { p.cast::<[u16; LANES]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_partial(p: *const u16, n: usize) -> Self {
+        let mut lanes = [0; LANES];
+        // SAFETY: see the impl; `n <= LANES`.
+        unsafe { p.copy_to_nonoverlapping(lanes.as_mut_ptr(), n) };
+        Bits(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u16) {
+        // SAFETY: see the impl.
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut u16, n: usize) {
+        // SAFETY: see the impl; `n <= LANES`.
+        unsafe { p.copy_from_nonoverlapping(self.0.as_ptr(), n) };
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut u16) {
+        // SAFETY: the caller's contract contains that of `store`.
+        unsafe { self.store(p) };
+    }
+
+    #[inline(always)]
+    fn widen_f16(self) -> Lanes<f32> {
+        Lanes(self.0.map(bits16::widen_f16))
+    }
+
+    #[inline(always)]
+    fn widen_bf16(self) -> Lanes<f32> {
+        Lanes(self.0.map(bits16::widen_bf16))
+    }
+
+    #[inline(always)]
+    fn narrow_f16(float: Lanes<f32>) -> Self {
+        Bits(float.0.map(bits16::narrow_f16))
+    }
+
+    #[inline(always)]
+    fn narrow_bf16(float: Lanes<f32>) -> Self {
+        Bits(float.0.map(bits16::narrow_bf16))
     }
 }
 
