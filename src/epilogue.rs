@@ -237,7 +237,7 @@ impl Gate {
     }
 
     /// The gradient with respect to `z`, of that with respect to the output: `dy` times the slope at
-    /// `z`, which at a corner is the lesser one.
+    /// `z`, at a corner that of its left side (and of its right one at the upper end of a clamp).
     #[inline(always)]
     pub(crate) fn backward<V: Vector<Scalar: Real>>(self, z: V, dy: V) -> V {
         let zero = splat::<V>(0.0);
