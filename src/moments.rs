@@ -11,10 +11,10 @@
 //!    should be typical of the channel. It is the median of the medians of three times three
 //!    members, from all over the channel: a few outliers, wherever they stand, are not the pivot.
 //! 3. Sums about zero are made in half the time (see [`crate::kernels`]), so zero is the pivot where
-//!    the median is no further from it than a quarter of the members' range, which is about three
-//!    quarters of a standard deviation of normal data. However unlucky the choice, the harm is
-//!    bounded: those members alone make `m2` at least half their range squared, so that `mean²` is
-//!    at most `2 m2`, and the relative error of `m2` at most of that of `n 2⁻⁵³`.
+//!    the mean of those nine members is no further from it than [`NEAR`] of their range, which is
+//!    about one standard deviation of normal data. However unlucky the choice, the harm is bounded:
+//!    those members alone make `m2` at least half their range squared, so that `mean²` is less than
+//!    `m2`, and the relative error of `m2` at most of the order of `n 2⁻⁵³`.
 //! 4. Sums about one pivot add; parts with different pivots merge by eq. 2.1 of the same paper, in
 //!    [`Moments::merge`].
 
@@ -182,7 +182,7 @@ const NEAR: f64 = 0.35;
 
 /// A pivot for each of `N` channels out of members of it: their ninther (Tukey 1978), or 0 where one
 /// is not finite (the channel's statistics are NaN or infinite then, whatever the pivot). With
-/// `zero_will_do`, 0 too where the ninther is no further from it than a quarter of the members'
+/// `zero_will_do`, 0 too where the mean of the members is no further from it than [`NEAR`] of their
 /// range. Channels go side by side and without branches, which compilers make vectors of.
 #[inline(always)]
 pub(crate) fn pivots<const N: usize>(
