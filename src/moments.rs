@@ -19,7 +19,6 @@
 //!    [`Moments::merge`].
 
 use crate::error::Error;
-use crate::view::View;
 
 /// Statistics of each channel, in `f64`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,13 +39,9 @@ impl Moments {
         Ok(Moments { count, mean, m2 })
     }
 
-    /// The moments of an empty array: of no values, or of no channels.
-    pub(crate) fn none(view: View) -> Moments {
-        Moments {
-            count: view.count() as u64,
-            mean: vec![0.0; view.channels],
-            m2: vec![0.0; view.channels],
-        }
+    /// The moments of no values, or of no channels.
+    pub(crate) fn none(channels: usize, count: u64) -> Moments {
+        Moments { count, mean: vec![0.0; channels], m2: vec![0.0; channels] }
     }
 
     /// Moments from the two sums of each channel about its pivot.

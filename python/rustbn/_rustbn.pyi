@@ -142,6 +142,8 @@ def batch_norm(
     axis: int = 1,
     activation: _Activation | None = None,
     residual: _Array | None = None,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def batch_norm_forward(
@@ -157,6 +159,8 @@ def batch_norm_forward(
     axis: int = 1,
     activation: _Activation | None = None,
     residual: _Array | None = None,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], Context]: ...
 def batch_norm_backward(
@@ -166,8 +170,18 @@ def batch_norm_backward(
     out: NDArray[Any] | None = None,
     needs: Iterable[str] = ("x", "weight", "bias", "residual"),
 ) -> Gradients: ...
-def moments(x: _Array, *, axis: int = 1) -> Moments: ...
-def backward_reduce(dy: _Array, x: _Array, moments: Moments, *, axis: int = 1) -> GradSums: ...
+def moments(
+    x: _Array, *, axis: int = 1, mask: _Array | None = None, lengths: _Array | None = None
+) -> Moments: ...
+def backward_reduce(
+    dy: _Array,
+    x: _Array,
+    moments: Moments,
+    *,
+    axis: int = 1,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
+) -> GradSums: ...
 def backward_apply(
     dy: _Array,
     x: _Array,
@@ -177,6 +191,8 @@ def backward_apply(
     eps: _Float = 1e-5,
     *,
     axis: int = 1,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def get_num_threads() -> int: ...

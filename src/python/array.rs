@@ -129,7 +129,7 @@ pub(super) fn prepare(py: Python<'_>) {
 }
 
 /// A shape as Python prints it.
-fn tuple(shape: &[usize]) -> String {
+pub(super) fn tuple(shape: &[usize]) -> String {
     match shape {
         [n] => format!("({n},)"),
         _ => {
@@ -149,7 +149,7 @@ fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntyp
 /// `any` as an array: itself, or what `numpy.asarray` makes of an object with `__array__`.
 ///
 /// A masked array is refused: its mask says which values do not count, and would be ignored.
-fn as_array<'py>(
+pub(super) fn as_array<'py>(
     any: &Bound<'py, PyAny>,
     argument: &'static str,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
@@ -179,7 +179,7 @@ fn flags(array: &Bound<'_, PyUntypedArray>) -> i32 {
     unsafe { (*array.as_array_ptr()).fields.flags }
 }
 
-fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+pub(super) fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
     // SAFETY: as above.
     unsafe { (*array.as_array_ptr()).fields.data.cast() }
 }
@@ -292,6 +292,16 @@ impl<'py> Input<'py> {
             dense
         };
         Ok(Input { given, dense, ..*x })
+    }
+
+    /// Its shape.
+    pub(super) fn shape(&self) -> &[usize] {
+        self.dense.shape()
+    }
+
+    /// The strides of the memory that the engine reads.
+    pub(super) fn strides(&self) -> &[isize] {
+        self.dense.strides()
     }
 
     /// Bytes of its elements.

@@ -10,6 +10,7 @@ use crate::backward::{Gating, Upstream};
 use crate::epilogue::Activation;
 use crate::error::Error;
 use crate::grad_sums::GradSums;
+use crate::mask::{Batch, Mask};
 use crate::{affine, backward, moments};
 use numpy::PyUntypedArray;
 use pyo3::prelude::*;
@@ -29,6 +30,7 @@ pub(super) struct Context {
     pub(super) weight: Option<Vec<f64>>,
     pub(super) bias: Option<Vec<f64>>,
     pub(super) residual: Option<Py<PyUntypedArray>>,
+    pub(super) mask: Option<Mask>,
     pub(super) activation: Activation,
 }
 
@@ -169,6 +171,7 @@ pub(super) fn gradients<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(context.x.bind(py), context.axis as isize)?;
     x.view.check_vector("x", context.statistics.moments().mean())?;
+    context.mask.as_ref().map_or(Ok(()), |mask| x.view.masked(mask).map(|_| ()))?;
     let given_dy = Input::like(dy, "dy", &x)?;
     if out.is_some() && !needs.x {
         let expected = "None where needs leaves out \"x\"";
@@ -221,7 +224,7 @@ pub(super) fn gradients<'py>(
             };
             // Sums come first, since the output may be dy itself.
             let sums = if wants_sums {
-                Some(reduce(py, dz, &x, context.statistics.moments())?)
+                Some(reduce(py, dz, &x, context.mask.as_ref(), context.statistics.moments())?)
             } else {
                 None
             };
@@ -291,6 +294,7 @@ fn fused(
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
     let (view, eps, weight) = (x.view, context.eps, context.weight.as_deref());
+    let batch = Batch { view, mask: context.mask.as_ref() };
     let affine = behind.map(|_| context.transformation()).transpose()?;
     Ok(with_element!(x.dtype, E => {
         let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
@@ -300,13 +304,13 @@ fn fused(
         let affine = affine.as_ref();
         // SAFETY: all are dense arrays of `view`, alive for the length of this call; `Output::like`
         // ruled out that dx overlaps x or the residual, or dy otherwise than by being it; dz is dx or
-        // a new array; the context's vectors have the channels of `view`, and the activation was
-        // checked in the forward pass.
+        // a new array; the context's mask and vectors have the positions and channels of `view`, and
+        // the activation was checked in the forward pass.
         released(py, bytes, move || unsafe {
             let gate = dz.zip(affine).map(|(dz, affine)| Gating { epilogue, affine, dz: dz.get() });
             let upstream = Upstream { dy: dy.get(), gate };
             backward::batch_norm_backward_raw(
-                view, upstream, x.get(), moments, weight, eps, dx.get(), execution,
+                batch, upstream, x.get(), moments, weight, eps, dx.get(), execution,
             )
         })
     }))
@@ -317,17 +321,18 @@ pub(super) fn reduce(
     py: Python<'_>,
     dy: &Input<'_>,
     x: &Input<'_>,
+    mask: Option<&Mask>,
     moments: &moments::Moments,
 ) -> PyResult<GradSums> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
-    let view = x.view;
+    let batch = Batch { view: x.view, mask };
     Ok(with_element!(x.dtype, E => {
         let [dy, x] = [dy.pointer(), x.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: both are dense arrays of `view`, alive for the length of this call; the
-        // caller checked the channels of `moments`.
+        // SAFETY: both are dense arrays of the view, alive for the length of this call; the
+        // caller checked the positions of the mask and the channels of `moments`.
         released(py, bytes, move || unsafe {
-            backward::backward_reduce_raw(view, dy.get(), x.get(), moments, execution)
+            backward::backward_reduce_raw(batch, dy.get(), x.get(), moments, execution)
         })
     }))
 }
@@ -338,6 +343,7 @@ pub(super) fn apply(
     py: Python<'_>,
     dy: &Input<'_>,
     x: &Input<'_>,
+    mask: Option<&Mask>,
     moments: &moments::Moments,
     sums: &GradSums,
     weight: Option<&[f64]>,
@@ -346,14 +352,16 @@ pub(super) fn apply(
 ) -> PyResult<()> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
-    let view = x.view;
+    let batch = Batch { view: x.view, mask };
     with_element!(x.dtype, E => {
         let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: all three are dense arrays of `view`, alive for the length of this call;
+        // SAFETY: all three are dense arrays of the view, alive for the length of this call;
         // `Output::like` ruled out that dx overlaps x, or dy otherwise than by being it; the caller
-        // checked the channels of the vectors.
+        // checked the positions of the mask and the channels of the vectors.
         released(py, bytes, move || unsafe {
-            backward::backward_apply_raw(view, dy.get(), x.get(), moments, sums, weight, eps, dx.get(), execution);
+            backward::backward_apply_raw(
+                batch, dy.get(), x.get(), moments, sums, weight, eps, dx.get(), execution,
+            );
         });
     });
     Ok(())

@@ -3,10 +3,12 @@
 use super::argument::{self, check_eps, check_momentum};
 use super::array::{self, Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
+use super::mask;
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
 use crate::epilogue::{Activation, RawEpilogue};
 use crate::error::Error;
+use crate::mask::{Batch, Mask};
 use crate::{forward, moments as core};
 use pyo3::prelude::*;
 
@@ -23,6 +25,8 @@ struct Arguments<'a, 'py> {
     axis: isize,
     activation: Option<&'a Bound<'py, PyAny>>,
     residual: Option<&'a Bound<'py, PyAny>>,
+    mask: Option<&'a Bound<'py, PyAny>>,
+    lengths: Option<&'a Bound<'py, PyAny>>,
     out: Option<&'a Bound<'py, PyAny>>,
     /// Whether the output may be x or the residual itself: no backward will read them.
     in_place: bool,
@@ -36,6 +40,7 @@ struct Forward<'a, 'py> {
     weight: Option<Vec<f64>>,
     bias: Option<Vec<f64>>,
     residual: Option<Input<'py>>,
+    mask: Option<Mask>,
     activation: Activation,
     training: bool,
     momentum: f64,
@@ -62,6 +67,7 @@ impl<'a, 'py> Arguments<'a, 'py> {
         let weight = Vector::optional(self.weight, "weight", channels)?;
         let bias = Vector::optional(self.bias, "bias", channels)?;
         let residual = self.residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
+        let mask = mask::optional(self.mask, self.lengths, &x)?;
         let activation = argument::activation(self.activation)?;
         check_eps(self.eps, self.training)?;
         check_momentum(self.momentum)?;
@@ -69,10 +75,7 @@ impl<'a, 'py> Arguments<'a, 'py> {
             activation.check_training()?;
         }
         if self.training {
-            if x.view.count() == 1 {
-                let purpose = "batch statistics in training";
-                return Err(Error::TooFewValues { argument: "x", purpose, got: 1 }.into());
-            }
+            mask::check_enough(mask.as_ref(), self.lengths, &x)?;
             if let Some(running) = &running {
                 running.check_in_place()?;
                 running.mean.check_apart("running_mean", "x", &x.given)?;
@@ -96,6 +99,7 @@ impl<'a, 'py> Arguments<'a, 'py> {
             weight: weight.map(|vector| vector.values),
             bias: bias.map(|vector| vector.values),
             residual,
+            mask,
             activation,
             training: self.training,
             momentum: self.momentum,
@@ -140,15 +144,17 @@ impl<'py> Forward<'_, 'py> {
         let execution = execution(py, bytes)?;
         let (view, eps) = (self.x.view, self.eps);
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        let batch = Batch { view, mask: self.mask.as_ref() };
         Ok(with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
             let epilogue = self.epilogue::<E>();
             // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
-            // the vectors have the channels of `view`, and the activation was checked.
+            // the mask has its positions and counts some, the vectors have its channels, and the
+            // activation was checked.
             released(py, bytes, move || unsafe {
                 let (x, y) = (x.get(), y.get());
-                forward::batch_norm_raw(view, x, weight, bias, eps, epilogue, y, execution)
+                forward::batch_norm_raw(batch, x, weight, bias, eps, None, epilogue, y, execution)
             })
         }))
     }
@@ -200,6 +206,12 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 ///     slope)``; in evaluation also ``"silu"``, ``"hardswish"``, ``"sigmoid"`` or ``"tanh"``.
 /// residual : array, optional
 ///     Of x's shape and dtype; added before the activation, in the same pass over memory.
+/// mask : array of bool, optional
+///     Which positions count: of x's shape with 1 along the channel axis, or without that axis; other
+///     axes may be 1. Only these enter statistics, whatever stands elsewhere; all are normalised.
+/// lengths : whole numbers, shape (N,), optional
+///     Instead of a mask: how many positions of each sample count, along the last axis that is not
+///     that of channels. N is the length of the first such axis.
 /// out : array, optional
 ///     Where to write; of x's shape and dtype, and x or the residual itself if you like.
 ///
@@ -211,7 +223,7 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 /// Raises
 /// ------
 /// ValueError
-///     If a shape, eps or momentum does not fit; if there is one value per channel in training; if
+///     If a shape, eps or momentum does not fit; if fewer than two values per channel count in training; if
 ///     running statistics are missing in evaluation, or one of the pair is; if the activation is
 ///     unknown, or for evaluation only, in training; if `out` is read-only or overlaps an input
 ///     otherwise than by being x or the residual.
@@ -229,7 +241,8 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 ///        [ 0.999995,  0.      ]], dtype=float32)
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=false,
-                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, out=None))]
+                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, mask=None,
+                    lengths=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm<'py>(
     x: &Bound<'py, PyAny>,
@@ -243,6 +256,8 @@ pub(super) fn batch_norm<'py>(
     #[pyo3(from_py_with = argument::axis)] axis: isize,
     activation: Option<&Bound<'py, PyAny>>,
     residual: Option<&Bound<'py, PyAny>>,
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let arguments = Arguments {
@@ -257,6 +272,8 @@ pub(super) fn batch_norm<'py>(
         axis,
         activation,
         residual,
+        mask,
+        lengths,
         out,
         in_place: true,
     };
@@ -276,7 +293,7 @@ pub(super) fn batch_norm<'py>(
 ///
 /// Parameters
 /// ----------
-/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, out
+/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, mask, lengths, out
 ///     As for `batch_norm`.
 ///
 /// Returns
@@ -292,7 +309,8 @@ pub(super) fn batch_norm<'py>(
 ///     As `batch_norm`.
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=true,
-                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, out=None))]
+                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, mask=None,
+                    lengths=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm_forward<'py>(
     x: &Bound<'py, PyAny>,
@@ -306,6 +324,8 @@ pub(super) fn batch_norm_forward<'py>(
     #[pyo3(from_py_with = argument::axis)] axis: isize,
     activation: Option<&Bound<'py, PyAny>>,
     residual: Option<&Bound<'py, PyAny>>,
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Bound<'py, PyAny>, Context)> {
     let arguments = Arguments {
@@ -320,6 +340,8 @@ pub(super) fn batch_norm_forward<'py>(
         axis,
         activation,
         residual,
+        mask,
+        lengths,
         out,
         in_place: false,
     };
@@ -333,6 +355,7 @@ pub(super) fn batch_norm_forward<'py>(
         Statistics::Running(core::Moments::new(1, mean, var)?)
     };
     let context = Context {
+        mask: forward.mask.clone(),
         x: array::view(&forward.x.given)?.unbind(),
         axis: forward.x.axis,
         eps,
@@ -358,7 +381,9 @@ pub(super) fn batch_norm_forward<'py>(
 /// mean) * invstd**2 * sum(dy * (x - mean)) / n)`` with ``scale = weight * invstd``
 /// (Ioffe & Szegedy 2015, section 3, collected); running statistics are constants, and it is ``dy *
 /// scale``. Behind an activation dy is replaced by its product with the activation's derivative,
-/// which is also the gradient with respect to the residual.
+/// which is also the gradient with respect to the residual. With a mask n is how many positions count,
+/// sums are over all of them, and where a position does not count the gradient is ``dy * scale``; if
+/// dy is zero there it adds nothing, whatever x is.
 ///
 /// Parameters
 /// ----------
@@ -408,34 +433,40 @@ pub(super) fn batch_norm_backward<'py>(
 ///     Input, any strides.
 /// axis : int, default 1
 ///     Channel axis.
+/// mask, lengths : optional
+///     Which positions count; see `batch_norm`.
 ///
 /// Returns
 /// -------
 /// Moments
-///     Of all elements of each channel; of count 0 for an empty array.
+///     Of the elements of each channel that count; of count 0 for an empty array.
 ///
 /// Raises
 /// ------
 /// ValueError
-///     If x has fewer than 2 dimensions.
+///     If x has fewer than 2 dimensions; if `mask` or `lengths` does not fit.
 /// TypeError
-///     If x has the wrong dtype.
+///     If x, `mask` or `lengths` has the wrong dtype.
 /// numpy.exceptions.AxisError
 ///     If there is no such axis.
 #[pyfunction]
-#[pyo3(signature = (x, *, axis=1))]
+#[pyo3(signature = (x, *, axis=1, mask=None, lengths=None))]
 pub(super) fn moments(
     x: &Bound<'_, PyAny>,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    mask: Option<&Bound<'_, PyAny>>,
+    lengths: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<nouns::Moments> {
     let x = Input::x(x, axis)?;
+    let mask = mask::optional(mask, lengths, &x)?;
     let (py, bytes) = (x.given.py(), x.bytes());
     let execution = execution(py, bytes)?;
-    let view = x.view;
+    let batch = Batch { view: x.view, mask: mask.as_ref() };
     Ok(nouns::Moments(with_element!(x.dtype, E => {
         let x = Raw(x.pointer().cast::<E>());
-        // SAFETY: `x` is a dense array of `view`, alive for the length of this call.
-        released(py, bytes, move || unsafe { forward::moments_raw(view, x.get(), execution) })
+        // SAFETY: `x` is a dense array of the view, alive for the length of this call; the mask has its
+        // positions.
+        released(py, bytes, move || unsafe { forward::moments_raw(batch, x.get(), execution) })
     })))
 }
 
@@ -451,6 +482,9 @@ pub(super) fn moments(
 ///     Statistics that normalised x: those of x, or of a batch that x is a part of.
 /// axis : int, default 1
 ///     Channel axis.
+/// mask, lengths : optional
+///     As in the forward pass. All positions are summed; one that does not count and whose dy is zero
+///     adds nothing, whatever x is.
 ///
 /// Returns
 /// -------
@@ -464,19 +498,22 @@ pub(super) fn moments(
 /// TypeError
 ///     If dy has another dtype.
 #[pyfunction]
-#[pyo3(signature = (dy, x, moments, *, axis=1))]
+#[pyo3(signature = (dy, x, moments, *, axis=1, mask=None, lengths=None))]
 pub(super) fn backward_reduce(
     py: Python<'_>,
     dy: &Bound<'_, PyAny>,
     x: &Bound<'_, PyAny>,
     #[pyo3(from_py_with = nouns::moments_argument)] moments: Bound<'_, nouns::Moments>,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    mask: Option<&Bound<'_, PyAny>>,
+    lengths: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<nouns::GradSums> {
     let x = Input::x(x, axis)?;
     let dy = Input::like(dy, "dy", &x)?;
+    let mask = mask::optional(mask, lengths, &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
-    Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments)?))
+    Ok(nouns::GradSums(context::reduce(py, &dy, &x, mask.as_ref(), moments)?))
 }
 
 /// Gradient with respect to x from statistics and sums: the second half of backward.
@@ -497,6 +534,8 @@ pub(super) fn backward_reduce(
 ///     eps of the forward pass.
 /// axis : int, default 1
 ///     Channel axis.
+/// mask, lengths : optional
+///     As in the forward pass. Where a position does not count, dx is ``dy * scale``.
 /// out : array, optional
 ///     Where to write; of x's shape and dtype, and dy itself if you like.
 ///
@@ -512,7 +551,8 @@ pub(super) fn backward_reduce(
 /// TypeError
 ///     If a dtype does not fit.
 #[pyfunction]
-#[pyo3(signature = (dy, x, moments, grad_sums, weight=None, eps=1e-5, *, axis=1, out=None))]
+#[pyo3(signature = (dy, x, moments, grad_sums, weight=None, eps=1e-5, *, axis=1, mask=None,
+                    lengths=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward_apply<'py>(
     py: Python<'py>,
@@ -523,10 +563,13 @@ pub(super) fn backward_apply<'py>(
     weight: Option<&Bound<'py, PyAny>>,
     #[pyo3(from_py_with = argument::eps)] eps: f64,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(x, axis)?;
     let dy = Input::like(dy, "dy", &x)?;
+    let mask = mask::optional(mask, lengths, &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
     let grad_sums = &grad_sums.get().0;
@@ -541,7 +584,7 @@ pub(super) fn backward_apply<'py>(
     let others = others.into_iter().chain(weight.iter().map(|w| Named::apart("weight", &w.array)));
     let out = Output::like(out, &x, others)?;
     let weight = weight.as_ref().map(|vector| vector.values.as_slice());
-    context::apply(py, &dy, &x, moments, grad_sums, weight, eps, &out)?;
+    context::apply(py, &dy, &x, mask.as_ref(), moments, grad_sums, weight, eps, &out)?;
     out.finish()
 }
 

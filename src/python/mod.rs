@@ -10,6 +10,7 @@ mod array;
 mod context;
 mod errors;
 mod functions;
+mod mask;
 mod memory;
 mod nouns;
 mod run;
