@@ -292,7 +292,8 @@ def test_dtypes_are_measured_beside_float32() -> None:
         for dtype in ("bfloat16", "float16", "bfloat16")
         for pass_ in ("forward", "step")
     ]
-    assert all(FLOAT32 in m.results for m in (*report.measurements, *report.networks))
+    assert all(FLOAT32 in m.results for m in report.measurements)
+    assert all(FLOAT32 in n.results for n in report.networks)
     assert [(n.kind, n.layers) for n in report.networks] == [
         ("nhwc float16", 2), ("nchw bfloat16", 2),
     ]  # fmt: skip

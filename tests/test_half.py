@@ -153,12 +153,14 @@ def test_residual_and_gate_agree_with_autograd(
     else:
         y_ = z_ if activation is None else getattr(torch.nn.functional, activation)(z_)
     theirs = torch.autograd.grad(y_, inputs, as_tensor(dy))
-    for name, mine, their in zip(
-        ("y", "dx", "dweight", "dbias", "dresidual"), (y, *ours), (y_, *theirs), strict=True
-    ):
-        mine, their = present(mine).astype(np.float64), their.detach().double().numpy()
+    names = "y", "dx", "dweight", "dbias", "dresidual"
+    for name, mine, their in zip(names, (y, *ours), (y_, *theirs), strict=True):
+        wanted = their.detach().double().numpy()
         # One more unit in front of those that PyTorch's operations round away.
-        np.testing.assert_allclose(mine, their, 0, 4 * unit * abs(their).max(), err_msg=name)
+        allowed = 4 * unit * abs(wanted).max()
+        np.testing.assert_allclose(
+            present(mine).astype(np.float64), wanted, 0, allowed, err_msg=name
+        )
 
 
 def as_tensor(array: Array) -> torch.Tensor:
@@ -180,20 +182,20 @@ def test_modules_with_residual_and_gate(activation: Activation, dtype: npt.DType
         if mode == "eval":
             bn.unfreeze()
         getattr(bn, mode)()
-        vectors = [np.array(getattr(bn, name)) for name in state]
-        fused: dict[str, Any] = {"activation": activation, "residual": residual}
+        vectors = {name: np.array(getattr(bn, name)) for name in state}
+        fused: dict[str, Any] = {"activation": activation, "residual": residual, **vectors}
         y = bn(p.x, residual=residual)
         if mode == "eval":
-            assert_same_bits(y, rustbn.batch_norm(p.x, *vectors, **fused), mode)
+            assert_same_bits(y, rustbn.batch_norm(p.x, **fused), mode)
             continue
         bn.zero_grad()
         dx, dresidual = bn.backward(p.dy)
-        wanted, ctx = rustbn.batch_norm_forward(p.x, *vectors, mode == "train", **fused)
+        wanted, ctx = rustbn.batch_norm_forward(p.x, training=mode == "train", **fused)
         grads = rustbn.batch_norm_backward(p.dy, ctx)
         parts = (y, dx, bn.weight_grad, bn.bias_grad, dresidual)
         for part, same in zip(parts, (wanted, *grads), strict=True):
             assert_same_bits(part, same, mode)
-        for name, vector in zip(state, vectors, strict=True):
+        for name, vector in vectors.items():
             assert_same_bits(getattr(bn, name), vector, f"{name} {mode}")
 
 
