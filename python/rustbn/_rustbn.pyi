@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex, TypeAlias, final
 
@@ -25,6 +25,8 @@ __all__ = [
     "error_kinds",
     "get_num_threads",
     "moments",
+    "part_backward",
+    "part_forward",
     "set_num_threads",
     "simd_level",
     "simd_levels",
@@ -165,6 +167,24 @@ def batch_norm_backward(
     *,
     out: NDArray[Any] | None = None,
     needs: Iterable[str] = ("x", "weight", "bias", "residual"),
+) -> Gradients: ...
+def part_forward(
+    merge: Callable[[Moments], Moments],
+    x: _Array,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    weight: _Array | None,
+    bias: _Array | None,
+    momentum: _Float,
+    eps: _Float,
+    *,
+    axis: int,
+    activation: _Activation | None,
+    residual: _Array | None,
+    out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], Context]: ...
+def part_backward(
+    add: Callable[[GradSums], GradSums], dy: _Array, ctx: Context, *, out: NDArray[Any] | None
 ) -> Gradients: ...
 def moments(x: _Array, *, axis: int = 1) -> Moments: ...
 def backward_reduce(dy: _Array, x: _Array, moments: Moments, *, axis: int = 1) -> GradSums: ...

@@ -159,13 +159,15 @@ pub(super) fn gradients_type(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     Ok(class.bind(py))
 }
 
-/// The gradients of one forward pass.
+/// The gradients of one forward pass. Where x was a part of a batch, `add` is called with its sums,
+/// and returns those of the batch.
 pub(super) fn gradients<'py>(
     py: Python<'py>,
     dy: &Bound<'py, PyAny>,
     context: &Context,
     out: Option<&Bound<'py, PyAny>>,
     needs: Needs,
+    add: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(context.x.bind(py), context.axis as isize)?;
     x.view.check_vector("x", context.statistics.moments().mean())?;
@@ -206,7 +208,7 @@ pub(super) fn gradients<'py>(
     let gating = dz.map(|dz| Behind { residual: residual.as_ref(), dz });
 
     let sums = match (&out, &context.statistics) {
-        (Some(out), Statistics::Batch(moments)) => {
+        (Some(out), Statistics::Batch(moments)) if add.is_none() => {
             Some(fused(py, &given_dy, gating, &x, moments, context, out)?)
         }
         (out, _) => {
@@ -220,13 +222,24 @@ pub(super) fn gradients<'py>(
                 None => &given_dy,
             };
             // Sums come first, since the output may be dy itself.
-            let sums = if wants_sums {
+            let sums = if wants_sums || add.is_some() {
                 Some(reduce(py, dz, &x, context.statistics.moments())?)
             } else {
                 None
             };
-            if let Some(out) = out {
-                nouns::apply(dz, &context.derivative()?, None, Activation::Identity, out)?;
+            match (out, &context.statistics, add, &sums) {
+                (Some(out), Statistics::Batch(moments), Some(add), Some(sums)) => {
+                    let whole = add.call1((nouns::GradSums(sums.clone()),))?;
+                    let whole = nouns::grad_sums_argument(&whole)?;
+                    let whole = &whole.get().0;
+                    x.view.check_vector("grad_sums", whole.sum_dy())?;
+                    let weight = context.weight.as_deref();
+                    apply(py, dz, &x, moments, whole, weight, context.eps, out)?;
+                }
+                (Some(out), ..) => {
+                    nouns::apply(dz, &context.derivative()?, None, Activation::Identity, out)?;
+                }
+                (None, ..) => {}
             }
             sums
         }

@@ -1,5 +1,7 @@
 //! The functions, in the order of the contract.
 
+pub(super) mod group;
+
 use super::argument::{self, check_eps, check_momentum};
 use super::array::{self, Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
@@ -69,10 +71,6 @@ impl<'a, 'py> Arguments<'a, 'py> {
             activation.check_training()?;
         }
         if self.training {
-            if x.view.count() == 1 {
-                let purpose = "batch statistics in training";
-                return Err(Error::TooFewValues { argument: "x", purpose, got: 1 }.into());
-            }
             if let Some(running) = &running {
                 running.check_in_place()?;
                 running.mean.check_apart("running_mean", "x", &x.given)?;
@@ -136,6 +134,10 @@ impl<'py> Forward<'_, 'py> {
 
     /// Normalises with the statistics of the batch.
     fn train(&self) -> PyResult<core::Moments> {
+        if self.x.view.count() == 1 {
+            let purpose = "batch statistics in training";
+            return Err(Error::TooFewValues { argument: "x", purpose, got: 1 }.into());
+        }
         let (py, bytes) = (self.x.given.py(), self.x.bytes());
         let execution = execution(py, bytes)?;
         let (view, eps) = (self.x.view, self.eps);
@@ -161,6 +163,28 @@ impl<'py> Forward<'_, 'py> {
             running.update(moments, self.momentum)?;
         }
         Ok(y)
+    }
+
+    /// The same, and what backward needs.
+    fn finish_with_context(self, statistics: Statistics) -> PyResult<(Bound<'py, PyAny>, Context)> {
+        let context = Context {
+            x: array::view(&self.x.given)?.unbind(),
+            axis: self.x.axis,
+            eps: self.eps,
+            statistics,
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            residual: match &self.residual {
+                Some(residual) => Some(array::view(&residual.given)?.unbind()),
+                None => None,
+            },
+            activation: self.activation,
+        };
+        let y = self.finish(match &context.statistics {
+            Statistics::Batch(moments) => Some(moments),
+            Statistics::Running(_) => None,
+        })?;
+        Ok((y, context))
     }
 }
 
@@ -332,24 +356,7 @@ pub(super) fn batch_norm_forward<'py>(
         let (mean, var) = (running.mean.values.clone(), running.var.values.clone());
         Statistics::Running(core::Moments::new(1, mean, var)?)
     };
-    let context = Context {
-        x: array::view(&forward.x.given)?.unbind(),
-        axis: forward.x.axis,
-        eps,
-        statistics,
-        weight: forward.weight.clone(),
-        bias: forward.bias.clone(),
-        residual: match &forward.residual {
-            Some(residual) => Some(array::view(&residual.given)?.unbind()),
-            None => None,
-        },
-        activation: forward.activation,
-    };
-    let y = forward.finish(match &context.statistics {
-        Statistics::Batch(moments) => Some(moments),
-        Statistics::Running(_) => None,
-    })?;
-    Ok((y, context))
+    forward.finish_with_context(statistics)
 }
 
 /// Gradients of a batch normalization.
@@ -394,7 +401,7 @@ pub(super) fn batch_norm_backward<'py>(
     out: Option<&Bound<'py, PyAny>>,
     needs: Needs,
 ) -> PyResult<Bound<'py, PyAny>> {
-    context::gradients(py, dy, ctx.get(), out, needs)
+    context::gradients(py, dy, ctx.get(), out, needs, None)
 }
 
 /// Count, mean and sum of squared deviations of each channel.
