@@ -25,8 +25,11 @@ def mpiexec() -> str:
     return found
 
 
-def run(*commands: Sequence[str]) -> list[str]:
-    """Run commands side by side; return what they print. All die if one fails or takes too long."""
+def run(*commands: Sequence[str]) -> list[tuple[str, str]]:
+    """Run commands side by side; return what they print, output and errors.
+
+    All are killed when one takes too long.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -48,4 +51,4 @@ def run(*commands: Sequence[str]) -> list[str]:
                 process.communicate()
     for process, (out, err) in zip(processes, printed, strict=True):
         assert process.returncode == 0, f"{out}\n{err}"
-    return [out for out, _ in printed]
+    return printed
