@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -14,6 +16,7 @@ import pytest
 import rustbn
 import rustbn.recalibration
 import torch
+from conftest import RunPython
 from groups import Threads, shards
 from judge import ULPS, assert_same_bits, assert_within, ulp
 from oracle import Array
@@ -238,3 +241,42 @@ def test_examples() -> None:
     results = doctest.testmod(rustbn.recalibration)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+# Out of core
+
+MAPPED = """
+import resource
+import numpy as np
+import rustbn
+
+rows = 2**20
+x = np.memmap("x.f32", np.float32, "w+", shape=(rows, 128))  # 512 MiB of zeros, but for
+x[::4096] = 4096.0
+before = rustbn.moments(np.ones((1000, 128), np.float32))  # threads and tables exist now
+with open("/proc/self/status") as status:
+    held = next(int(line.split()[1]) for line in status if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, ((held + 32 * 1024) * 1024, resource.RLIM_INFINITY))
+try:
+    np.ones(2**23)  # 64 MiB is more than there is
+except MemoryError:
+    pass
+else:
+    raise AssertionError("the limit is none")
+
+whole = rustbn.moments(x)
+assert whole.count == rows
+assert (whole.mean == 1.0).all()
+assert np.allclose(whole.var(), 4095.0, rtol=1e-12)
+rustbn.Affine.from_moments(whole)(x, out=x)
+assert abs(x[0] - 4095 / np.sqrt(4095)).max() < 1e-4
+assert abs(x[1] + 1 / np.sqrt(4095)).max() < 1e-6
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit on data")
+def test_a_file_larger_than_memory_is_one_array(
+    run_python: RunPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_python(MAPPED)
