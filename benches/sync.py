@@ -60,7 +60,7 @@ def main() -> None:
             arrays = [rng.standard_normal(shape, np.float32) for _ in range(4)]
             row = np.zeros(2 * channels + 1)
             synchronised = rustbn.SyncBatchNorm(channels, group=WORLD)
-            calls = [
+            calls: list[Callable[[], object]] = [
                 step(rustbn.BatchNorm(channels), arrays),
                 step(synchronised, arrays),
                 lambda: [synchronised._link.gather(row) for _ in range(2)],  # noqa: B023

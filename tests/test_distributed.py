@@ -322,6 +322,18 @@ def test_backward_without_a_forward_on_one_rank() -> None:
     fails(group, rank, RuntimeError, "backward needs")
 
 
+def test_ranks_must_be_in_step() -> None:
+    group = Threads(3)
+    x = cases.problem((4, 5)).x
+    modules = [SyncBatchNorm(5, group=group) for _ in range(3)]
+    assert all(isinstance(y, np.ndarray) for y in group.run(lambda r: modules[r](x)))
+    before = [snapshot(bn) for bn in modules]
+    for result in group.run(lambda r: modules[r](x) if r == 1 else modules[r].backward(x)):
+        assert isinstance(result, RuntimeError)
+        assert str(result).startswith("ranks [0, 2] of the group are in backward, the others in f")
+    assert [snapshot(bn) for bn in modules] == before
+
+
 def test_ranks_must_have_the_same_features() -> None:
     group = Threads(3)
     modules = [SyncBatchNorm(features, group=group) for features in (4, 6, 4)]

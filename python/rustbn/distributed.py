@@ -31,9 +31,9 @@ __all__ = ["SyncBatchNorm"]
 
 _Vector: TypeAlias = NDArray[np.float64]
 
-# What a rank sends in the place of its count: that it has raised an exception, or that it has
-# values, none of which its mask counts. (One that has no values sends a count of 0.)
-_RAISED, _NONE_COUNTED = -1.0, -2.0
+# What a rank sends in the place of its count: that it has raised an exception; that it has values,
+# none of which its mask counts (one that has no values sends 0); that these are a backward's sums.
+_RAISED, _NONE_COUNTED, _SUMS = -1.0, -2.0, -3.0
 
 
 class _Gather(Protocol):
@@ -82,7 +82,8 @@ convention, on_nonfinite
 
     What is wrong with a call on one rank, such as a batch of another dtype, is known before the
     exchange. That rank raises its exception and the others a `RuntimeError` that tells of it, and
-    none is left waiting; no module has changed. A rank that does not call at all is waited for.
+    none is left waiting; no module has changed. So it is where some ranks call forward and others
+    backward. A rank that does not call at all is waited for.
 
     Copies made by `copy` share the group. A group belongs to the processes that are in it, so a
     pickle leaves it out, and a module that was unpickled wants its `group` set before it trains.
@@ -167,8 +168,8 @@ convention, on_nonfinite
         ValueError
             If the ranks differ in `num_features`.
         RuntimeError
-            If another rank has raised an exception, or the module was unpickled and its `group` not
-            set.
+            If another rank has raised an exception or is in backward, or the module was unpickled
+            and its `group` not set.
         """
         if not self.training or self._frozen or self._link.alone:
             return super().forward(x, **arguments)
@@ -194,8 +195,8 @@ convention, on_nonfinite
         ValueError, TypeError
             As in `BatchNorm.backward`.
         RuntimeError
-            As in `BatchNorm.backward`, or if another rank has raised an exception; `out` may have
-            been written to then.
+            As in `BatchNorm.backward`, or if another rank has raised an exception or is in forward;
+            `out` may have been written to then.
         """
         if self._link.alone or (self._context is not None and self._context.moments is None):
             return super().backward(dy, out=out)
@@ -208,10 +209,14 @@ convention, on_nonfinite
         running_mean: _FloatArray | None,
         running_var: _FloatArray | None,
         momentum: float,
-        options: dict[str, Any],
+        residual: _Array | None,
+        out: _FloatArray | None,
+        counted: dict[str, Any],
     ) -> tuple[_FloatArray, Context]:
         if self._link.alone:
-            return super()._normalise(x, running_mean, running_var, momentum, options)
+            return super()._normalise(
+                x, running_mean, running_var, momentum, residual, out, counted
+            )
         return part_forward(
             partial(self._merge, math.prod(np.shape(x))),
             x,
@@ -223,7 +228,9 @@ convention, on_nonfinite
             self.eps,
             axis=self.axis,
             activation=self.activation,
-            **options,
+            residual=residual,
+            out=out,
+            **counted,
         )
 
     def _differentiate(self, dy: _Array, context: Context, out: _FloatArray | None) -> Gradients:
@@ -246,7 +253,7 @@ convention, on_nonfinite
 
     def _add(self, sums: GradSums) -> GradSums:
         """Return the sums of the group, given those of this rank's batch."""
-        _, sum_dy, sum_dy_xmu = self._exchange(0, sums.sum_dy, sums.sum_dy_xmu)
+        _, sum_dy, sum_dy_xmu = self._exchange(_SUMS, sums.sum_dy, sums.sum_dy_xmu)
         return reduce(add, map(GradSums, sum_dy, sum_dy_xmu))
 
     def _exchange(
@@ -259,6 +266,12 @@ convention, on_nonfinite
         if _RAISED in heads:
             rank = heads.index(_RAISED)
             raise RuntimeError(f"rank {rank} of the group has raised {_text(rows[rank, 1:])}")
+        if 0 < heads.count(_SUMS) < len(heads):
+            backward = [rank for rank, head in enumerate(heads) if head == _SUMS]
+            raise RuntimeError(
+                f"ranks {backward} of the group are in backward, the others in forward: all ranks "
+                "must make the same calls"
+            )
         return heads, *np.split(rows[:, 1:], 2, axis=1)
 
     @contextmanager
@@ -289,7 +302,7 @@ class _Link:
         self.group = group
         self.alone = group is None
         if group is not None:
-            self._gather = gathering(group)
+            self._gather = _gathering(group)
         self._agreed = False
 
     def check(self) -> None:
@@ -329,7 +342,7 @@ class _Broken(_Link):
         )
 
 
-def gathering(group: Any) -> _Gather:
+def _gathering(group: Any) -> _Gather:
     """Return how `group` gathers vectors.
 
     Raises

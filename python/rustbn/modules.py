@@ -256,6 +256,8 @@ class BatchNorm:
         out: _FloatArray | None = None,
     ) -> _FloatArray:
         """Return `forward` of the same arguments."""
+        if mask is None and lengths is None and update is True:  # as most calls: few keywords
+            return self.forward(x, residual=residual, out=out)
         return self.forward(
             x, residual=residual, mask=mask, lengths=lengths, update=update, out=out
         )
@@ -312,7 +314,7 @@ class BatchNorm:
         """
         if self._ranks and getattr(x, "ndim", None) not in self._ranks:
             self._check_rank(x)
-        if not isinstance(update, bool | np.bool_):
+        if update is not True and not isinstance(update, bool | np.bool_):
             raise TypeError(f"update must be a bool, got {type(update).__name__}")
 
         training = self.training and not self._frozen
@@ -335,14 +337,16 @@ class BatchNorm:
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
 
-        options: dict[str, Any] = {"residual": residual, "out": out}
+        counted: dict[str, Any] = {}
         if mask is not None:
-            options["mask"] = mask
+            counted["mask"] = mask
         if lengths is not None:
-            options["lengths"] = lengths
+            counted["lengths"] = lengths
         context: Context | None
         if training:
-            y, context = self._normalise(x, running_mean, running_var, momentum, options)
+            y, context = self._normalise(
+                x, running_mean, running_var, momentum, residual, out, counted
+            )
             if before is not None and not self._settle(before, momentum, context):
                 moves = False
             if self._population is not None and context.moments is not None:
@@ -359,7 +363,9 @@ class BatchNorm:
                 self.eps,
                 axis=self.axis,
                 activation=self.activation,
-                **options,
+                residual=residual,
+                out=out,
+                **counted,
             )
         else:
             context = None
@@ -374,7 +380,9 @@ class BatchNorm:
                 self.eps,
                 axis=self.axis,
                 activation=self.activation,
-                **options,
+                residual=residual,
+                out=out,
+                **counted,
             )
         self._context = context
         if moves:
@@ -387,7 +395,9 @@ class BatchNorm:
         running_mean: _FloatArray | None,
         running_var: _FloatArray | None,
         momentum: float,
-        options: dict[str, Any],
+        residual: _Array | None,
+        out: _FloatArray | None,
+        counted: dict[str, Any],
     ) -> tuple[_FloatArray, Context]:
         """Normalise with the statistics of the batch."""
         return batch_norm_forward(
@@ -401,7 +411,9 @@ class BatchNorm:
             self.eps,
             axis=self.axis,
             activation=self.activation,
-            **options,
+            residual=residual,
+            out=out,
+            **counted,
         )
 
     def _settle(

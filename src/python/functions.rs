@@ -70,12 +70,12 @@ impl<'a, 'py> Arguments<'a, 'py> {
         if self.training || !self.in_place {
             activation.check_training()?;
         }
-        if self.training {
-            if let Some(running) = &running {
-                running.check_in_place()?;
-                running.mean.check_apart("running_mean", "x", &x.given)?;
-                running.var.check_apart("running_var", "x", &x.given)?;
-            }
+        if self.training
+            && let Some(running) = &running
+        {
+            running.check_in_place()?;
+            running.mean.check_apart("running_mean", "x", &x.given)?;
+            running.var.check_apart("running_var", "x", &x.given)?;
         }
         let input = if self.in_place { Named::or_itself } else { Named::apart };
         let vectors = [
