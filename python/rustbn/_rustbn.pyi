@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex, TypeAlias, final
 
@@ -25,6 +25,8 @@ __all__ = [
     "error_kinds",
     "get_num_threads",
     "moments",
+    "part_backward",
+    "part_forward",
     "set_num_threads",
     "simd_level",
     "simd_levels",
@@ -127,7 +129,7 @@ class Context:
     @property
     def moments(self) -> Moments | None: ...
     @property
-    def affine(self) -> Affine: ...
+    def affine(self) -> Affine | None: ...
 
 def batch_norm(
     x: _Array,
@@ -144,6 +146,8 @@ def batch_norm(
     residual: _Array | None = None,
     mask: _Array | None = None,
     lengths: _Array | None = None,
+    group_size: SupportsIndex | None = None,
+    renorm: tuple[_Float, _Float] | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def batch_norm_forward(
@@ -161,6 +165,8 @@ def batch_norm_forward(
     residual: _Array | None = None,
     mask: _Array | None = None,
     lengths: _Array | None = None,
+    group_size: SupportsIndex | None = None,
+    renorm: tuple[_Float, _Float] | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], Context]: ...
 def batch_norm_backward(
@@ -169,6 +175,27 @@ def batch_norm_backward(
     *,
     out: NDArray[Any] | None = None,
     needs: Iterable[str] = ("x", "weight", "bias", "residual"),
+) -> Gradients: ...
+def part_forward(
+    merge: Callable[[Moments], Moments],
+    x: _Array,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    weight: _Array | None,
+    bias: _Array | None,
+    momentum: _Float,
+    eps: _Float,
+    *,
+    axis: int,
+    activation: _Activation | None,
+    residual: _Array | None,
+    mask: _Array | None,
+    lengths: _Array | None,
+    renorm: tuple[_Float, _Float] | None,
+    out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], Context]: ...
+def part_backward(
+    add: Callable[[GradSums], GradSums], dy: _Array, ctx: Context, *, out: NDArray[Any] | None
 ) -> Gradients: ...
 def moments(
     x: _Array, *, axis: int = 1, mask: _Array | None = None, lengths: _Array | None = None

@@ -21,6 +21,8 @@ from rustbn.conventions import Convention, named
 from rustbn.functional import (
     Affine,
     Context,
+    Gradients,
+    Moments,
     batch_norm,
     batch_norm_backward,
     batch_norm_forward,
@@ -33,6 +35,7 @@ _FloatArray: TypeAlias = NDArray[np.floating[Any]]
 _Activation: TypeAlias = str | tuple[str, float]
 
 _PARAMETERS = ("weight", "bias")
+_ON_NONFINITE = ("propagate", "raise", "skip")
 _AXES_BUT_CHANNELS = {2: ("N",), 3: ("N", "L"), 4: ("N", "H", "W"), 5: ("N", "D", "H", "W")}
 
 
@@ -81,6 +84,10 @@ class BatchNorm:
         `eps` and `momentum`, the direction of `momentum`, whether the running variance is made of
         unbiased variances, and the names of entries in `state_dict` and `load_state_dict`, so that
         training continues as it would have there. `axis` is yours to say.
+    on_nonfinite : {"propagate", "raise", "skip"}, default "propagate"
+        What a training forward does where the running mean or variance of a channel would become
+        infinite or NaN, in `dtype`: let it; raise `FloatingPointError` and change nothing; leave
+        both statistics of these channels as they are. `y` is the same in all cases.
 
     Attributes
     ----------
@@ -91,12 +98,13 @@ class BatchNorm:
     running_mean, running_var : numpy.ndarray of shape (C,) or None
         Running statistics, zeros and ones at first, updated in place by a training forward.
     num_batches_tracked : int or None
-        Number of training forwards since the last reset.
+        Number of training forwards since the last reset, other than those that were to leave the
+        running statistics alone, or found no channel finite where such are skipped.
     training : bool
         Whether forward uses batch statistics and updates the running ones; see `train`.
     frozen : bool
         Whether the module is frozen; see `freeze`. Read-only.
-    num_features, eps, momentum, affine, track_running_stats, axis, dtype, convention
+    num_features, eps, momentum, affine, track_running_stats, axis, dtype, convention, on_nonfinite
         As given.
 
     Raises
@@ -104,7 +112,7 @@ class BatchNorm:
     TypeError
         If `num_features` or `axis` is not an integer, or `dtype` none of these.
     ValueError
-        If `num_features` is not positive, or there is no such `convention`.
+        If `num_features` is not positive, or there is no such `convention` or `on_nonfinite`.
 
     See Also
     --------
@@ -138,6 +146,9 @@ class BatchNorm:
 
     A training or frozen forward keeps a reference to `x`, not a copy, until the next forward:
     changing `x` in place before `backward` changes the gradients.
+
+    In the cumulative average a channel that was skipped counts as if its batch had had the average
+    so far.
 
     References
     ----------
@@ -177,6 +188,9 @@ class BatchNorm:
     # copying or unpickling, whose state holds no activations.
     _context: Context | None = None
 
+    # The statistics of all batches so far while `recompute_statistics` collects them.
+    _population: Moments | None = None
+
     weight: _FloatArray | None
     bias: _FloatArray | None
     weight_grad: _FloatArray | None
@@ -198,6 +212,7 @@ class BatchNorm:
         dtype: DTypeLike = np.float32,
         activation: _Activation | None = None,
         convention: str = "torch",
+        on_nonfinite: str = "propagate",
     ) -> None:
         self.num_features = as_integer("num_features", num_features)
         if self.num_features < 1:
@@ -212,6 +227,10 @@ class BatchNorm:
         self.dtype = _parameter_dtype(dtype)
         check_activation(activation)
         self.activation = activation
+        if on_nonfinite not in _ON_NONFINITE:
+            names = ", ".join(map(repr, _ON_NONFINITE))
+            raise ValueError(f"on_nonfinite must be one of {names}, got {on_nonfinite!r}")
+        self.on_nonfinite = on_nonfinite
         self.training = True
         self._frozen = False
 
@@ -227,13 +246,31 @@ class BatchNorm:
         self.num_batches_tracked = 0 if self.track_running_stats else None
 
     def __call__(
-        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+        self,
+        x: _Array,
+        *,
+        residual: _Array | None = None,
+        mask: _Array | None = None,
+        lengths: _Array | None = None,
+        update: bool = True,
+        out: _FloatArray | None = None,
     ) -> _FloatArray:
-        """Return `forward(x, residual=residual, out=out)`."""
-        return self.forward(x, residual=residual, out=out)
+        """Return `forward` of the same arguments."""
+        if mask is None and lengths is None and update is True:  # as most calls: few keywords
+            return self.forward(x, residual=residual, out=out)
+        return self.forward(
+            x, residual=residual, mask=mask, lengths=lengths, update=update, out=out
+        )
 
     def forward(
-        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+        self,
+        x: _Array,
+        *,
+        residual: _Array | None = None,
+        mask: _Array | None = None,
+        lengths: _Array | None = None,
+        update: bool = True,
+        out: _FloatArray | None = None,
     ) -> _FloatArray:
         """Normalise `x`, by the batch's statistics in training, else by the running ones.
 
@@ -245,6 +282,12 @@ class BatchNorm:
             float16, bfloat16, float32 or float64, any strides.
         residual : array, optional
             Of x's shape and dtype; added before the activation.
+        mask : array of bool, optional
+            The positions that count in the batch's statistics; see `rustbn.batch_norm`.
+        lengths : sequence of N int, optional
+            The same as how many positions count along the last axis that is not the channels'.
+        update : bool, default True
+            Whether a training forward moves the running statistics and counts.
         out : numpy.ndarray, optional
             Array of x's shape and dtype to write to and return. It may be `x` or `residual` itself
             in eval, and may not overlap them in training or when frozen, where backward needs them.
@@ -263,49 +306,67 @@ class BatchNorm:
             positive there (not negative elsewhere); if the activation is for inference only and
             this is not; if `residual` or `out` does not fit.
         TypeError
-            If the dtype of `x`, `residual` or `out` is not supported.
+            If the dtype of `x`, `residual` or `out` is not supported, or `update` is no bool.
+        FloatingPointError
+            If `on_nonfinite` is "raise" and there is cause. `out` has been written to then.
         numpy.exceptions.AxisError
             If `x` has no such `axis`.
         """
         if self._ranks and getattr(x, "ndim", None) not in self._ranks:
             self._check_rank(x)
+        if update is not True and not isinstance(update, bool | np.bool_):
+            raise TypeError(f"update must be a bool, got {type(update).__name__}")
 
         training = self.training and not self._frozen
+        moves = training and update and self.track_running_stats and self._population is None
         running_mean, running_var = self.running_mean, self.running_var
         batches, momentum = self.num_batches_tracked, 0.0
-        biased_from: _FloatArray | None = None
-        if training and self.track_running_stats:
+        before: tuple[_FloatArray, _FloatArray] | None = None
+        if moves:
             convention = self._convention()
             batches = (batches or 0) + 1
             if self.momentum is None:
                 momentum = 1.0 / batches
             else:
                 momentum = convention.weight_of_batch(self.momentum)
-            if convention.biased and running_var is not None:
-                biased_from = np.array(running_var, np.float64)
+            careful = convention.biased or self.on_nonfinite != "propagate"
+            if careful and running_mean is not None and running_var is not None:
+                before = np.array(running_mean), np.array(running_var)
         elif training:
             running_mean = running_var = None
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
 
+        counted: dict[str, Any] = {}
+        if mask is not None:
+            counted["mask"] = mask
+        if lengths is not None:
+            counted["lengths"] = lengths
         context: Context | None
-        if training or self._frozen:
+        if training:
+            y, context = self._normalise(
+                x, running_mean, running_var, momentum, residual, out, counted
+            )
+            if before is not None and not self._settle(before, momentum, context):
+                moves = False
+            if self._population is not None and context.moments is not None:
+                self._population = self._population.merge(context.moments)
+        elif self._frozen:
             y, context = batch_norm_forward(
                 x,
                 running_mean,
                 running_var,
                 self.weight,
                 self.bias,
-                training,
+                False,
                 momentum,
                 self.eps,
                 axis=self.axis,
                 activation=self.activation,
                 residual=residual,
                 out=out,
+                **counted,
             )
-            if biased_from is not None and running_var is not None:
-                _update_biased(running_var, biased_from, momentum, context)
         else:
             context = None
             y = batch_norm(
@@ -321,11 +382,79 @@ class BatchNorm:
                 activation=self.activation,
                 residual=residual,
                 out=out,
+                **counted,
             )
         self._context = context
-        if training:
+        if moves:
             self.num_batches_tracked = batches
         return y
+
+    def _normalise(
+        self,
+        x: _Array,
+        running_mean: _FloatArray | None,
+        running_var: _FloatArray | None,
+        momentum: float,
+        residual: _Array | None,
+        out: _FloatArray | None,
+        counted: dict[str, Any],
+    ) -> tuple[_FloatArray, Context]:
+        """Normalise with the statistics of the batch."""
+        return batch_norm_forward(
+            x,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            True,
+            momentum,
+            self.eps,
+            axis=self.axis,
+            activation=self.activation,
+            residual=residual,
+            out=out,
+            **counted,
+        )
+
+    def _settle(
+        self, before: tuple[_FloatArray, _FloatArray], momentum: float, context: Context
+    ) -> bool:
+        """Make the update that the function has made, and checked, that of this module.
+
+        Return whether it has moved any channel.
+        """
+        running = [np.asarray(vector) for vector in (self.running_mean, self.running_var)]
+        moments = context.moments
+        assert moments is not None  # it was a training forward
+        if moments.count == 0:
+            return True
+        if self._convention().biased:
+            updated = (1.0 - momentum) * before[1].astype(np.float64) + momentum * moments.var()
+            with np.errstate(over="ignore"):  # infinity, as the function has it
+                running[1][...] = updated
+        try:
+            spoilt = self._spoilt(*running)
+        except FloatingPointError:
+            for vector, old in zip(running, before, strict=True):
+                vector[...] = old
+            raise
+        for vector, old in zip(running, before, strict=True):
+            np.copyto(vector, old, where=spoilt)
+        return not spoilt.all()
+
+    def _spoilt(self, mean: _FloatArray, var: _FloatArray) -> NDArray[np.bool_]:
+        """Return the channels whose running statistics are not to become `mean` and `var`."""
+        if self.on_nonfinite == "propagate":
+            return np.zeros(self.num_features, np.bool_)
+        spoilt: NDArray[np.bool_] = ~(np.isfinite(mean) & np.isfinite(var))
+        if self.on_nonfinite == "raise" and spoilt.any():
+            channels = np.flatnonzero(spoilt).tolist()
+            more = f" and {len(channels) - 10} more" if len(channels) > 10 else ""
+            raise FloatingPointError(
+                "running statistics must stay finite, those of channels "
+                f"{channels[:10]}{more} would not"
+            )
+        return spoilt
 
     def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> Any:
         """Return the gradient for the latest forward's `x`, and add those of the parameters.
@@ -369,10 +498,13 @@ class BatchNorm:
                     f"the module's {name} must have shape ({self.num_features},), "
                     f"got {gradient.shape}"
                 )
-        dx, dweight, dbias, dresidual = batch_norm_backward(dy, context, out=out)
+        dx, dweight, dbias, dresidual = self._differentiate(dy, context, out)
         self.weight_grad = _accumulate(self.weight_grad, dweight)
         self.bias_grad = _accumulate(self.bias_grad, dbias)
         return dx if dresidual is None else (dx, dresidual)
+
+    def _differentiate(self, dy: _Array, context: Context, out: _FloatArray | None) -> Gradients:
+        return batch_norm_backward(dy, context, out=out)
 
     def zero_grad(self) -> None:
         """Set `weight_grad` and `bias_grad` to zero, in place."""
@@ -596,6 +728,8 @@ class BatchNorm:
             options += f", activation={self.activation!r}"
         if self.convention != "torch":
             options += f", convention={self.convention!r}"
+        if self.on_nonfinite != "propagate":
+            options += f", on_nonfinite={self.on_nonfinite!r}"
         return (
             f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
             f"momentum={self.momentum}, affine={self.affine}, "
@@ -653,7 +787,7 @@ class BatchNorm1d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention, on_nonfinite
         As in `BatchNorm`.
 
     Examples
@@ -675,7 +809,7 @@ class BatchNorm2d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention, on_nonfinite
         As in `BatchNorm`; ``axis=-1`` for (N, H, W, C) arrays.
 
     Examples
@@ -699,7 +833,7 @@ class BatchNorm3d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention, on_nonfinite
         As in `BatchNorm`; ``axis=-1`` for (N, D, H, W, C) arrays.
 
     Examples
@@ -719,18 +853,6 @@ def _accumulate(total: _FloatArray | None, gradient: _FloatArray | None) -> _Flo
     if gradient is not None:
         total += gradient
     return total
-
-
-def _update_biased(
-    running_var: _FloatArray, before: _FloatArray, weight_of_batch: float, context: Context
-) -> None:
-    """Replace the update that the function has made, and checked, by that of biased variances."""
-    moments = context.moments
-    assert moments is not None  # it was a training forward
-    if moments.count:
-        updated = (1.0 - weight_of_batch) * before + weight_of_batch * moments.var()
-        with np.errstate(over="ignore"):  # infinity, as the function has it
-            np.asarray(running_var)[...] = updated
 
 
 def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:

@@ -219,7 +219,10 @@ fn new_like<'py>(
 }
 
 /// Copies all elements, whatever the two memories look like.
-fn copy(into: &Bound<'_, PyUntypedArray>, from: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+pub(super) fn copy(
+    into: &Bound<'_, PyUntypedArray>,
+    from: &Bound<'_, PyUntypedArray>,
+) -> PyResult<()> {
     let py = into.py();
     // SAFETY: both are arrays; NumPy checks shapes and types and sets an exception where they do
     // not fit.
@@ -417,12 +420,17 @@ impl<'py> Output<'py> {
         data(&self.dense)
     }
 
+    /// The array that the caller gets.
+    pub(super) fn array(&self) -> &Bound<'py, PyUntypedArray> {
+        &self.array
+    }
+
     /// The array for the caller, once the engine has written.
-    pub(super) fn finish(self) -> PyResult<Bound<'py, PyAny>> {
+    pub(super) fn finish(&self) -> PyResult<Bound<'py, PyAny>> {
         if !self.array.is(&self.dense) {
             copy(&self.array, &self.dense)?;
         }
-        Ok(self.array.into_any())
+        Ok(self.array.clone().into_any())
     }
 }
 

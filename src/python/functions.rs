@@ -1,6 +1,9 @@
 //! The functions, in the order of the contract.
 
-use super::argument::{self, check_eps, check_momentum};
+pub(super) mod ghost;
+pub(super) mod group;
+
+use super::argument::{self, Bounds, check_eps, check_momentum};
 use super::array::{self, Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
 use super::mask;
@@ -9,10 +12,12 @@ use super::run::{Raw, execution, released};
 use crate::epilogue::{Activation, RawEpilogue};
 use crate::error::Error;
 use crate::mask::{Batch, Mask};
+use crate::renorm::Renorm;
 use crate::{forward, moments as core};
 use pyo3::prelude::*;
 
 /// The arguments that all forward functions share, as they come.
+#[derive(Clone, Copy)]
 struct Arguments<'a, 'py> {
     x: &'a Bound<'py, PyAny>,
     running_mean: Option<&'a Bound<'py, PyAny>>,
@@ -27,6 +32,7 @@ struct Arguments<'a, 'py> {
     residual: Option<&'a Bound<'py, PyAny>>,
     mask: Option<&'a Bound<'py, PyAny>>,
     lengths: Option<&'a Bound<'py, PyAny>>,
+    renorm: Option<Bounds>,
     out: Option<&'a Bound<'py, PyAny>>,
     /// Whether the output may be x or the residual itself: no backward will read them.
     in_place: bool,
@@ -41,7 +47,10 @@ struct Forward<'a, 'py> {
     bias: Option<Vec<f64>>,
     residual: Option<Input<'py>>,
     mask: Option<Mask>,
+    /// The argument that says how many values count.
+    counted_by: &'static str,
     activation: Activation,
+    renorm: Option<Bounds>,
     training: bool,
     momentum: f64,
     eps: f64,
@@ -53,13 +62,13 @@ impl<'a, 'py> Arguments<'a, 'py> {
         let channels = x.view.channels;
         let running = match (self.running_mean, self.running_var) {
             (Some(mean), Some(var)) => Some(Running::new(mean, var, channels)?),
-            (None, None) if self.training => None,
-            (mean, _) => {
+            (None, None) if self.training && self.renorm.is_none() => None,
+            (mean, var) => {
                 let argument = if mean.is_none() { "running_mean" } else { "running_var" };
-                let when = if self.training {
-                    "with the other running statistic"
-                } else {
-                    "in evaluation"
+                let when = match (self.training, mean.or(var)) {
+                    (false, _) => "in evaluation",
+                    (true, Some(_)) => "with the other running statistic",
+                    (true, None) => "with renorm",
                 };
                 return Err(Error::Missing { argument, when }.into());
             }
@@ -74,13 +83,12 @@ impl<'a, 'py> Arguments<'a, 'py> {
         if self.training || !self.in_place {
             activation.check_training()?;
         }
-        if self.training {
-            mask::check_enough(mask.as_ref(), self.lengths, &x)?;
-            if let Some(running) = &running {
-                running.check_in_place()?;
-                running.mean.check_apart("running_mean", "x", &x.given)?;
-                running.var.check_apart("running_var", "x", &x.given)?;
-            }
+        if self.training
+            && let Some(running) = &running
+        {
+            running.check_in_place()?;
+            running.mean.check_apart("running_mean", "x", &x.given)?;
+            running.var.check_apart("running_var", "x", &x.given)?;
         }
         let input = if self.in_place { Named::or_itself } else { Named::apart };
         let vectors = [
@@ -100,7 +108,13 @@ impl<'a, 'py> Arguments<'a, 'py> {
             bias: bias.map(|vector| vector.values),
             residual,
             mask,
+            counted_by: match (self.mask, self.lengths) {
+                (Some(_), _) => "mask",
+                (None, Some(_)) => "lengths",
+                (None, None) => "x",
+            },
             activation,
+            renorm: self.renorm,
             training: self.training,
             momentum: self.momentum,
             eps: self.eps,
@@ -140,33 +154,93 @@ impl<'py> Forward<'_, 'py> {
 
     /// Normalises with the statistics of the batch.
     fn train(&self) -> PyResult<core::Moments> {
+        self.check_enough()?;
         let (py, bytes) = (self.x.given.py(), self.x.bytes());
         let execution = execution(py, bytes)?;
-        let (view, eps) = (self.x.view, self.eps);
+        let (batch, eps) = (self.batch(), self.eps);
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
-        let batch = Batch { view, mask: self.mask.as_ref() };
+        let renorm = self.renorm();
         Ok(with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
             let epilogue = self.epilogue::<E>();
-            // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
+            // SAFETY: x, residual and out are dense arrays of the batch, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
-            // the mask has its positions and counts some, the vectors have its channels, and the
-            // activation was checked.
+            // enough counts, the vectors have the batch's channels, and the activation was checked.
             released(py, bytes, move || unsafe {
                 let (x, y) = (x.get(), y.get());
-                forward::batch_norm_raw(batch, x, weight, bias, eps, None, epilogue, y, execution)
+                forward::batch_norm_raw(batch, x, weight, bias, eps, renorm, epilogue, y, execution)
             })
         }))
     }
 
-    /// The output for the caller, and the running statistics moved on, which is the last thing to
-    /// happen.
+    /// Refuses to make batch statistics of fewer than two values.
+    fn check_enough(&self) -> Result<(), Error> {
+        let got = self.batch().count();
+        if got >= 2 || self.x.view.count() == 0 {
+            return Ok(());
+        }
+        let (argument, purpose) = (self.counted_by, "batch statistics in training");
+        Err(Error::TooFewValues { argument, purpose, got })
+    }
+
+    /// Where to renormalise toward, and how far.
+    fn renorm(&self) -> Option<Renorm<'_>> {
+        let (Bounds { r_max, d_max }, running) = (self.renorm?, self.running.as_ref()?);
+        let (mean, var) = (&running.mean.values, &running.var.values);
+        Some(Renorm::new(mean, var, r_max, d_max).expect("vectors and bounds were checked"))
+    }
+
+    /// x as the engine knows it, and what counts of it.
+    fn batch(&self) -> Batch<'_> {
+        Batch { view: self.x.view, mask: self.mask.as_ref() }
+    }
+
+    /// Moves the running statistics toward those of a batch: the last thing to happen.
+    fn update(&self, moments: &core::Moments) -> PyResult<()> {
+        self.running.as_ref().map_or(Ok(()), |running| running.update(moments, self.momentum))
+    }
+
+    /// The output for the caller, and the running statistics moved on.
     fn finish(self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
         let y = self.out.finish()?;
-        if let (Some(running), Some(moments)) = (&self.running, moments) {
-            running.update(moments, self.momentum)?;
-        }
+        moments.map_or(Ok(()), |moments| self.update(moments))?;
         Ok(y)
+    }
+
+    /// What backward needs.
+    fn context(&self, statistics: Statistics) -> PyResult<Context> {
+        let renorm = match (&statistics, self.renorm()) {
+            (Statistics::Batch(moments), Some(renorm)) => {
+                Some(renorm.corrections(moments, self.eps)?)
+            }
+            _ => None,
+        };
+        Ok(Context {
+            x: array::view(&self.x.given)?.unbind(),
+            axis: self.x.axis,
+            eps: self.eps,
+            statistics,
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            residual: match &self.residual {
+                Some(residual) => Some(array::view(&residual.given)?.unbind()),
+                None => None,
+            },
+            mask: self.mask.clone(),
+            activation: self.activation,
+            renorm,
+            groups: None,
+        })
+    }
+
+    /// The output for the caller, what backward needs, and the running statistics moved on.
+    fn finish_with_context(self, statistics: Statistics) -> PyResult<(Bound<'py, PyAny>, Context)> {
+        let context = self.context(statistics)?;
+        let y = self.finish(match &context.statistics {
+            Statistics::Batch(moments) => Some(moments),
+            Statistics::Running(_) => None,
+        })?;
+        Ok((y, context))
     }
 }
 
@@ -212,6 +286,14 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 /// lengths : whole numbers, shape (N,), optional
 ///     Instead of a mask: how many positions of each sample count, along the last axis that is not
 ///     that of channels. N is the length of the first such axis.
+/// group_size : int, optional
+///     Ghost batches (Hoffer, Hubara & Soudry 2017, "Train longer, generalize better", algorithm 1): in
+///     training so many samples at a time are normalised with their own statistics; the last group may
+///     be smaller. The running statistics are moved by those of all of them.
+/// renorm : (float, float), optional
+///     Batch renormalization (Ioffe 2017, algorithm 1), with ``(r_max, d_max)``: in training, normalised
+///     values are moved on to where the running statistics would have put them, scaled by no more than
+///     a factor of ``r_max`` and shifted by no more than ``d_max``; gradients take both as constants.
 /// out : array, optional
 ///     Where to write; of x's shape and dtype, and x or the residual itself if you like.
 ///
@@ -242,7 +324,7 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=false,
                     momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, mask=None,
-                    lengths=None, out=None))]
+                    lengths=None, group_size=None, renorm=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm<'py>(
     x: &Bound<'py, PyAny>,
@@ -258,6 +340,8 @@ pub(super) fn batch_norm<'py>(
     residual: Option<&Bound<'py, PyAny>>,
     mask: Option<&Bound<'py, PyAny>>,
     lengths: Option<&Bound<'py, PyAny>>,
+    #[pyo3(from_py_with = argument::group_size)] group_size: Option<usize>,
+    #[pyo3(from_py_with = argument::renorm)] renorm: Option<Bounds>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let arguments = Arguments {
@@ -274,10 +358,14 @@ pub(super) fn batch_norm<'py>(
         residual,
         mask,
         lengths,
+        renorm,
         out,
         in_place: true,
     };
     let forward = arguments.check()?;
+    if let Some(size) = forward.group_size(group_size) {
+        return Ok(ghost::forward(&arguments, forward, size)?.0);
+    }
     if forward.training {
         let moments = forward.train()?;
         return forward.finish(Some(&moments));
@@ -293,7 +381,8 @@ pub(super) fn batch_norm<'py>(
 ///
 /// Parameters
 /// ----------
-/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, mask, lengths, out
+/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, mask, \
+/// lengths, group_size, renorm, out
 ///     As for `batch_norm`.
 ///
 /// Returns
@@ -310,7 +399,7 @@ pub(super) fn batch_norm<'py>(
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=true,
                     momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, mask=None,
-                    lengths=None, out=None))]
+                    lengths=None, group_size=None, renorm=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm_forward<'py>(
     x: &Bound<'py, PyAny>,
@@ -326,6 +415,8 @@ pub(super) fn batch_norm_forward<'py>(
     residual: Option<&Bound<'py, PyAny>>,
     mask: Option<&Bound<'py, PyAny>>,
     lengths: Option<&Bound<'py, PyAny>>,
+    #[pyo3(from_py_with = argument::group_size)] group_size: Option<usize>,
+    #[pyo3(from_py_with = argument::renorm)] renorm: Option<Bounds>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Bound<'py, PyAny>, Context)> {
     let arguments = Arguments {
@@ -342,10 +433,14 @@ pub(super) fn batch_norm_forward<'py>(
         residual,
         mask,
         lengths,
+        renorm,
         out,
         in_place: false,
     };
     let forward = arguments.check()?;
+    if let Some(size) = forward.group_size(group_size) {
+        return ghost::forward(&arguments, forward, size);
+    }
     let statistics = if training {
         Statistics::Batch(forward.train()?)
     } else {
@@ -354,25 +449,7 @@ pub(super) fn batch_norm_forward<'py>(
         let (mean, var) = (running.mean.values.clone(), running.var.values.clone());
         Statistics::Running(core::Moments::new(1, mean, var)?)
     };
-    let context = Context {
-        mask: forward.mask.clone(),
-        x: array::view(&forward.x.given)?.unbind(),
-        axis: forward.x.axis,
-        eps,
-        statistics,
-        weight: forward.weight.clone(),
-        bias: forward.bias.clone(),
-        residual: match &forward.residual {
-            Some(residual) => Some(array::view(&residual.given)?.unbind()),
-            None => None,
-        },
-        activation: forward.activation,
-    };
-    let y = forward.finish(match &context.statistics {
-        Statistics::Batch(moments) => Some(moments),
-        Statistics::Running(_) => None,
-    })?;
-    Ok((y, context))
+    forward.finish_with_context(statistics)
 }
 
 /// Gradients of a batch normalization.
@@ -419,7 +496,7 @@ pub(super) fn batch_norm_backward<'py>(
     out: Option<&Bound<'py, PyAny>>,
     needs: Needs,
 ) -> PyResult<Bound<'py, PyAny>> {
-    context::gradients(py, dy, ctx.get(), out, needs)
+    context::gradients(py, dy, ctx.get(), out, needs, None)
 }
 
 /// Count, mean and sum of squared deviations of each channel.

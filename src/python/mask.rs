@@ -27,24 +27,6 @@ pub(super) fn optional(
     }
 }
 
-/// Refuses to make batch statistics of fewer than two values: a mask that counts so few, or an x that
-/// holds them.
-pub(super) fn check_enough(
-    mask: Option<&Mask>,
-    lengths: Option<&Bound<'_, PyAny>>,
-    x: &Input<'_>,
-) -> Result<(), Error> {
-    let (argument, got) = match mask {
-        Some(mask) if lengths.is_none() => ("mask", mask.count()),
-        Some(mask) => ("lengths", mask.count()),
-        None => ("x", x.view.count() as u64),
-    };
-    if got >= 2 || x.view.count() == 0 {
-        return Ok(());
-    }
-    Err(Error::TooFewValues { argument, purpose: "batch statistics in training", got })
-}
-
 /// A walk over the positions of x in the order of its memory.
 struct Positions {
     /// Axes other than that of channels, the slowest first.

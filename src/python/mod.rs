@@ -23,6 +23,8 @@ mod _rustbn {
     #[pymodule_export]
     use super::errors::error_kinds;
     #[pymodule_export]
+    use super::functions::group::{part_backward, part_forward};
+    #[pymodule_export]
     use super::functions::{
         backward_apply, backward_reduce, batch_norm, batch_norm_backward, batch_norm_forward,
         check_activation, moments,

@@ -405,7 +405,7 @@ fn masked_outputs<E: Element>(
         let position = i / (view.channels * view.inner) * view.inner + i % view.inner;
         if !counted[position] {
             *x = E::narrow(f64::NAN);
-            if position / 200 % 2 == 0 {
+            if (position / 200).is_multiple_of(2) {
                 *dy = E::narrow(0.0);
             }
         }
