@@ -53,7 +53,7 @@ class SyncBatchNorm(BatchNorm):
     Parameters
     ----------
     num_features, eps, momentum, affine, track_running_stats, bias, axis, dtype, activation, \
-convention, on_nonfinite
+convention, on_nonfinite, renorm
         As in `BatchNorm`.
     group : None, communicator or process group, default None
         An object with ``allgather(object) -> list`` in the order of ranks; a communicator of mpi4py
@@ -122,6 +122,7 @@ convention, on_nonfinite
         activation: _Activation | None = None,
         convention: str = "torch",
         on_nonfinite: str = "propagate",
+        renorm: tuple[float, float] | None = None,
         group: Any = None,
     ) -> None:
         super().__init__(
@@ -136,6 +137,7 @@ convention, on_nonfinite
             activation=activation,
             convention=convention,
             on_nonfinite=on_nonfinite,
+            renorm=renorm,
         )
         self.group = group
 
@@ -230,7 +232,7 @@ convention, on_nonfinite
             activation=self.activation,
             residual=residual,
             out=out,
-            **counted,
+            **{"mask": None, "lengths": None, "renorm": None, **counted},
         )
 
     def _differentiate(self, dy: _Array, context: Context, out: _FloatArray | None) -> Gradients:

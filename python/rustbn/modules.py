@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rustbn._arguments import as_array, as_integer
-from rustbn._rustbn import check_activation
+from rustbn._rustbn import check_activation, check_renorm
 from rustbn.conventions import Convention, named
 from rustbn.functional import (
     Affine,
@@ -88,6 +88,12 @@ class BatchNorm:
         What a training forward does where the running mean or variance of a channel would become
         infinite or NaN, in `dtype`: let it; raise `FloatingPointError` and change nothing; leave
         both statistics of these channels as they are. `y` is the same in all cases.
+    group_size : int, optional
+        Ghost batches ([2]_): a training forward normalises so many samples at a time, each group with
+        its own statistics. The running statistics are moved by those of the whole batch.
+    renorm : (float, float), optional
+        Batch renormalization ([3]_) with ``(r_max, d_max)``: see `rustbn.batch_norm`. May be replaced
+        as training goes on; ``(1.0, 0.0)`` is batch normalization.
 
     Attributes
     ----------
@@ -104,7 +110,8 @@ class BatchNorm:
         Whether forward uses batch statistics and updates the running ones; see `train`.
     frozen : bool
         Whether the module is frozen; see `freeze`. Read-only.
-    num_features, eps, momentum, affine, track_running_stats, axis, dtype, convention, on_nonfinite
+    num_features, eps, momentum, affine, track_running_stats, axis, dtype, convention, \
+on_nonfinite, group_size, renorm
         As given.
 
     Raises
@@ -154,6 +161,11 @@ class BatchNorm:
     ----------
     .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
        Reducing Internal Covariate Shift", ICML 2015, https://arxiv.org/abs/1502.03167
+    .. [2] E. Hoffer, I. Hubara and D. Soudry, "Train longer, generalize better: closing the
+       generalization gap in large batch training of neural networks", NeurIPS 2017, algorithm 1,
+       https://arxiv.org/abs/1705.08741
+    .. [3] S. Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in
+       Batch-Normalized Models", NeurIPS 2017, algorithm 1, https://arxiv.org/abs/1702.03275
 
     Examples
     --------
@@ -213,6 +225,8 @@ class BatchNorm:
         activation: _Activation | None = None,
         convention: str = "torch",
         on_nonfinite: str = "propagate",
+        group_size: int | None = None,
+        renorm: tuple[float, float] | None = None,
     ) -> None:
         self.num_features = as_integer("num_features", num_features)
         if self.num_features < 1:
@@ -231,6 +245,13 @@ class BatchNorm:
             names = ", ".join(map(repr, _ON_NONFINITE))
             raise ValueError(f"on_nonfinite must be one of {names}, got {on_nonfinite!r}")
         self.on_nonfinite = on_nonfinite
+        self.group_size = None if group_size is None else as_integer("group_size", group_size)
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(f"group_size must be positive, got {group_size}")
+        check_renorm(renorm)
+        if renorm is not None and not self.track_running_stats:
+            raise ValueError("renorm must be None without track_running_stats, got a pair")
+        self.renorm = renorm
         self.training = True
         self._frozen = False
 
@@ -332,12 +353,20 @@ class BatchNorm:
             careful = convention.biased or self.on_nonfinite != "propagate"
             if careful and running_mean is not None and running_var is not None:
                 before = np.array(running_mean), np.array(running_var)
+        elif training and self.renorm is not None:
+            # Needed to renormalise, and not to be moved.
+            running_mean, running_var = np.array(running_mean), np.array(running_var)
         elif training:
             running_mean = running_var = None
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
 
         counted: dict[str, Any] = {}
+        if training:
+            if self.group_size is not None:
+                counted["group_size"] = self.group_size
+            if self.renorm is not None:
+                counted["renorm"] = self.renorm
         if mask is not None:
             counted["mask"] = mask
         if lengths is not None:
@@ -730,6 +759,10 @@ class BatchNorm:
             options += f", convention={self.convention!r}"
         if self.on_nonfinite != "propagate":
             options += f", on_nonfinite={self.on_nonfinite!r}"
+        if self.group_size is not None:
+            options += f", group_size={self.group_size}"
+        if self.renorm is not None:
+            options += f", renorm={self.renorm}"
         return (
             f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
             f"momentum={self.momentum}, affine={self.affine}, "
@@ -787,7 +820,8 @@ class BatchNorm1d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention, on_nonfinite
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, activation, convention, \
+on_nonfinite, group_size, renorm
         As in `BatchNorm`.
 
     Examples
@@ -809,7 +843,8 @@ class BatchNorm2d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention, on_nonfinite
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, activation, convention, \
+on_nonfinite, group_size, renorm
         As in `BatchNorm`; ``axis=-1`` for (N, H, W, C) arrays.
 
     Examples
@@ -833,7 +868,8 @@ class BatchNorm3d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention, on_nonfinite
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, activation, convention, \
+on_nonfinite, group_size, renorm
         As in `BatchNorm`; ``axis=-1`` for (N, D, H, W, C) arrays.
 
     Examples

@@ -682,3 +682,21 @@ pub(super) fn backward_apply<'py>(
 pub(super) fn check_activation(activation: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     argument::activation(activation).map(|_| ())
 }
+
+/// Refuse what is no pair of bounds of renormalisation.
+///
+/// Parameters
+/// ----------
+/// renorm : None or (float, float)
+///     See `batch_norm`.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If a bound is out of its range.
+/// TypeError
+///     If it is nothing of the kind.
+#[pyfunction]
+pub(super) fn check_renorm(renorm: &Bound<'_, PyAny>) -> PyResult<()> {
+    argument::renorm(renorm).map(|_| ())
+}

@@ -27,7 +27,7 @@ mod _rustbn {
     #[pymodule_export]
     use super::functions::{
         backward_apply, backward_reduce, batch_norm, batch_norm_backward, batch_norm_forward,
-        check_activation, moments,
+        check_activation, check_renorm, moments,
     };
     #[pymodule_export]
     use super::memory::{cache_bytes, empty_cache};
