@@ -252,15 +252,16 @@ impl<T: Terms> ReduceItem<'_, T> {
         };
         let mut sums = ColumnSums::new(columns.len(), parts.map(|part| part.sheet.rows));
         let parts = parts.into_iter().filter(|part| part.sheet.rows > 0);
+        let (terms, fetch) = (self.terms, self.plan.fetch);
         for Part { sheet, first, samples } in parts {
             // SAFETY: rows of the view, which the caller vouches for.
             unsafe {
                 match self.mask {
-                    None => reduce::sheet(simd, self.terms, sheet, All, &centers, &mut sums),
+                    None => reduce::sheet(simd, terms, sheet, All, &centers, &mut sums, fetch),
                     Some(mask) => {
                         let counted =
                             RowBits::new(mask, [first, sheet.rows, samples, columns.channels]);
-                        reduce::sheet(simd, self.terms, sheet, &counted, &centers, &mut sums);
+                        reduce::sheet(simd, terms, sheet, &counted, &centers, &mut sums, fetch);
                     }
                 }
             }

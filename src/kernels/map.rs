@@ -243,9 +243,10 @@ fn head<E>(output: *mut E, len: usize) -> Option<usize> {
     (bytes.is_multiple_of(size_of::<E>()) && head < len).then_some(head)
 }
 
-/// Writes the outputs of a sheet through the cache, given which elements of each of its rows count. Parts of rows go in pairs that share a fetch of
-/// the coefficients; both are read before one is written, as a load waits for an earlier store
-/// whose address agrees in its low bits. Whole rows go one by one: then memory is met in its order.
+/// Writes the outputs of a sheet through the cache, given which elements of each of its rows count.
+/// Parts of rows go in pairs that share a fetch of the coefficients; both are read before one is
+/// written, as a load waits for an earlier store whose address agrees in its low bits. Whole rows go
+/// one by one: then memory is met in its order.
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them;
@@ -270,34 +271,56 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map, C: Counted>(
             1
         };
         let rows = if row + most <= sheet.rows { most } else { 1 };
-        let mut col = 0;
+        let whole = sheet.cols / LANES * LANES;
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
-            while col + LANES <= sheet.cols {
-                let (at, table, of_part) = (at + col, table.from(col), (counted, col));
-                match rows {
-                    ROWS => columns(simd, map, [at, sheet.stride, ROWS, LANES], of_part, table),
-                    2 => columns(simd, map, [at, sheet.stride, 2, LANES], of_part, table),
-                    _ => columns(simd, map, [at, sheet.stride, 1, LANES], of_part, table),
-                }
-                if ahead > 0 {
-                    for row in 0..rows {
-                        map.prefetch(simd, at + row * sheet.stride + ahead);
-                    }
-                }
-                col += LANES;
+            match rows {
+                ROWS => vectors(simd, map, [at, sheet.stride, ROWS], whole, counted, table, ahead),
+                2 => vectors(simd, map, [at, sheet.stride, 2], whole, counted, table, ahead),
+                _ => vectors(simd, map, [at, sheet.stride, 1], whole, counted, table, ahead),
             }
-            if col < sheet.cols {
-                let n = sheet.cols - col;
-                let (at, table) = (at + col, table.from(col));
-                columns(simd, map, [at, sheet.stride, rows, n], (counted, col), table);
+            if whole < sheet.cols {
+                let n = sheet.cols - whole;
+                let part = [at + whole, sheet.stride, rows, n];
+                columns(simd, map, part, (counted, whole), table.from(whole));
             }
         }
         row += rows;
     }
 }
 
-/// `n` columns of one or two rows.
+/// The first `cols` columns, a multiple of `LANES`, of some rows: a loop for each number of rows, which
+/// is a constant.
+///
+/// # Safety
+/// As [`sheet`], of these elements.
+#[inline(always)]
+unsafe fn vectors<S: Simd, M: Map, C: Counted>(
+    simd: S,
+    map: M,
+    [at, stride, rows]: [usize; 3],
+    cols: usize,
+    counted: C,
+    table: TableOf<M>,
+    ahead: usize,
+) {
+    let mut col = 0;
+    while col < cols {
+        // SAFETY: handed on to the caller.
+        unsafe {
+            let part = [at + col, stride, rows, LANES];
+            columns(simd, map, part, (counted, col), table.from(col));
+        }
+        if ahead > 0 {
+            for row in 0..rows {
+                map.prefetch(simd, at + col + row * stride + ahead);
+            }
+        }
+        col += LANES;
+    }
+}
+
+/// `n` columns of up to [`ROWS`] rows.
 ///
 /// # Safety
 /// As [`sheet`], of these elements.
@@ -398,12 +421,16 @@ pub(crate) unsafe fn stream<S: Simd, M: Map, C: Counted>(
         let output = map.output().add(at);
         let head = head(output, len);
         let (mut i, mut col) = (0, 0);
-        while i < len {
-            let n = match (i, head) {
-                (0, Some(head)) if head > 0 => head,
-                _ => LANES.min(len - i),
-            };
-            if n == LANES {
+        if let Some(n) = head.filter(|&head| head > 0) {
+            let coefficients = M::coefficients(simd, table, Fetch::Columns(n));
+            let value = value(simd, map, at, n, &coefficients, (counted, 0));
+            M::Element::store(simd, output, n, value);
+            (i, col) = (n, n % cols);
+        }
+        while i + LANES <= len {
+            // Vectors as far as the last column, or element.
+            let end = i + (cols - col).div_ceil(LANES).min((len - i) / LANES) * LANES;
+            while i < end {
                 let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
                 let value = value(simd, map, at + i, LANES, &coefficients, (counted, i));
                 if ahead > 0 {
@@ -414,16 +441,17 @@ pub(crate) unsafe fn stream<S: Simd, M: Map, C: Counted>(
                 } else {
                     M::Element::store(simd, output.add(i), LANES, value);
                 }
-            } else {
-                let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(n));
-                let value = value(simd, map, at + i, n, &coefficients, (counted, i));
-                M::Element::store(simd, output.add(i), n, value);
+                (i, col) = (i + LANES, col + LANES);
             }
-            i += n;
-            col += n;
-            while col >= cols {
-                col -= cols;
+            if col >= cols {
+                col %= cols;
             }
+        }
+        if i < len {
+            let n = len - i;
+            let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(n));
+            let value = value(simd, map, at + i, n, &coefficients, (counted, i));
+            M::Element::store(simd, output.add(i), n, value);
         }
     }
 }

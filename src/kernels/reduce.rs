@@ -26,7 +26,6 @@
 //! for 64 bytes instead of 8.6, 10 being what memory takes. So channels whose mean is not far from
 //! zero have a centre of zero; see [`Terms::centers`].
 
-use super::Fetch;
 use crate::element;
 use crate::mask::{Counted, Rows, Share};
 use crate::simd::{LANES, Simd, Vector, fold};
@@ -47,9 +46,6 @@ const ROWS: usize = 4;
 /// only in part: statistics of planes of 112 x 112 took 0.62 of a copy without this and 0.47 with.
 /// From 512 to 4096 there is no difference.
 const AHEAD: usize = 1024;
-
-/// Stride from which four rows of a sheet side by side are not one run to the processor.
-const SIDE_BY_SIDE: usize = 128;
 
 /// Two sums, a lane of each for every lane of a vector.
 #[derive(Clone, Copy)]
@@ -401,11 +397,12 @@ impl ColumnSums {
 }
 
 /// Adds the terms of each column of a sheet to its two sums. Memory is met [`ROWS`] rows side by
-/// side.
+/// side; with `fetch` it is asked for ahead of time.
 ///
 /// # Safety
 /// The inputs hold the sheet.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn sheet<S: Simd, T: Terms, R: Rows>(
     simd: S,
     terms: T,
@@ -413,6 +410,7 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms, R: Rows>(
     counted: R,
     centers: &ColumnCenters<'_>,
     sums: &mut ColumnSums,
+    fetch: bool,
 ) {
     assert!(
         sheet.cols <= sums.columns
@@ -427,7 +425,7 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms, R: Rows>(
         let (first, second) = sums.tile().split_at_mut(columns);
         let into = [first.as_mut_ptr(), second.as_mut_ptr()];
         // SAFETY: handed on to the caller; there are a centre and two sums of each column.
-        unsafe { sheet_tile(simd, terms, tile, start, counted, centers, into) };
+        unsafe { sheet_tile(simd, terms, tile, start, counted, centers, into, fetch) };
         sums.add_tile();
     }
 }
@@ -437,6 +435,7 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms, R: Rows>(
 /// # Safety
 /// The inputs hold the sheet; `centers` and both `sums` hold a value for each column.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
     simd: S,
     terms: T,
@@ -445,9 +444,12 @@ unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
     counted: R,
     centers: &ColumnCenters<'_>,
     sums: [*mut f64; 2],
+    fetch: bool,
 ) {
     let ahead = (AHEAD / sheet.stride).next_multiple_of(ROWS).max(ROWS) * sheet.stride;
-    let fetch = sheet.stride >= SIDE_BY_SIDE;
+    // Whole rows are asked for in the order of memory: rows of 256 columns, side by side, took 0.9 of a
+    // copy, and 0.65 like this.
+    let (pace, step) = if sheet.cols == sheet.stride { (ROWS, LANES) } else { (1, sheet.stride) };
     let mut row = 0;
     while row < sheet.rows {
         let rows = if row + ROWS <= sheet.rows { ROWS } else { 1 };
@@ -458,50 +460,50 @@ unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
         }
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
-            for col in (0..sheet.cols).step_by(LANES) {
-                let n = LANES.min(sheet.cols - col);
-                let bits = [
-                    of_rows[0].bits(col).into(),
-                    of_rows[1].bits(col).into(),
-                    of_rows[2].bits(col).into(),
-                    of_rows[3].bits(col).into(),
-                ];
-                let [a, b, c, d]: [u64; ROWS] = bits;
-                let bits = a | b << LANES | c << (2 * LANES) | d << (3 * LANES);
-                if fetch && rows == ROWS && bits != 0 {
-                    // Whole rows are asked for in the order of memory: rows of 256 columns, side by
-                    // side, took 0.9 of a copy, and 0.65 like this.
-                    let (first, step) = if sheet.cols == sheet.stride {
-                        (ROWS * col, LANES)
-                    } else {
-                        (col, sheet.stride)
-                    };
+            let mut col = 0;
+            // The common case is a loop of little else than its arithmetic: what is decided for each
+            // vector took as long again.
+            while rows == ROWS && col + LANES <= sheet.cols {
+                let bits = bits_of(of_rows, col);
+                if fetch && bits != 0 {
                     for k in 0..ROWS {
-                        terms.prefetch(simd, at + ahead + first + k * step);
+                        terms.prefetch(simd, at + ahead + pace * col + k * step);
                     }
                 }
-                let at = [at + col, sheet.stride];
-                let sums = [sums[0].add(col), sums[1].add(col)];
-                // With constants in their places the common cases have no masks and no loop.
-                if !centers.off.is_empty() && centers.off[col / LANES] {
-                    let center = centers.values.as_ptr().add(col);
-                    let center = Some(Fetch::Columns(n).vector::<S::F64>(center));
-                    if rows == ROWS && n == LANES {
-                        columns::<S, T, R::Row>(simd, terms, at, ROWS, LANES, bits, center, sums);
-                    } else {
-                        columns::<S, T, R::Row>(simd, terms, at, rows, n, bits, center, sums);
-                    }
-                } else if n < LANES {
-                    columns::<S, T, R::Row>(simd, terms, at, rows, n, bits, None, sums);
-                } else if rows == ROWS {
+                let (at, sums) = ([at + col, sheet.stride], [sums[0].add(col), sums[1].add(col)]);
+                if centers.off.is_empty() || !centers.off[col / LANES] {
                     columns::<S, T, R::Row>(simd, terms, at, ROWS, LANES, bits, None, sums);
                 } else {
-                    columns::<S, T, R::Row>(simd, terms, at, 1, LANES, bits, None, sums);
+                    let center = Some(S::F64::load(centers.values.as_ptr().add(col)));
+                    columns::<S, T, R::Row>(simd, terms, at, ROWS, LANES, bits, center, sums);
                 }
+                col += LANES;
+            }
+            // What is left of rows, or rows that are left.
+            while col < sheet.cols {
+                let n = LANES.min(sheet.cols - col);
+                let center = match centers.values {
+                    [] => S::F64::splat(0.0),
+                    values => element::load(values.as_ptr().add(col), n),
+                };
+                let bits = bits_of(of_rows, col);
+                let (at, sums) = ([at + col, sheet.stride], [sums[0].add(col), sums[1].add(col)]);
+                columns::<S, T, R::Row>(simd, terms, at, rows, n, bits, Some(center), sums);
+                col += n;
             }
         }
         row += rows;
     }
+}
+
+/// The bits of sixteen columns of each of four rows.
+#[inline(always)]
+fn bits_of<C: Counted>(of_rows: [C; ROWS], col: usize) -> u64 {
+    let [a, b, c, d] = of_rows;
+    u64::from(a.bits(col))
+        | u64::from(b.bits(col)) << LANES
+        | u64::from(c.bits(col)) << (2 * LANES)
+        | u64::from(d.bits(col)) << (3 * LANES)
 }
 
 /// Adds the terms of [`ROWS`] rows, or of one, of `n` columns to their sums; the bits say which of them
