@@ -50,6 +50,18 @@ impl Activation {
 }
 
 /// What comes after normalisation: `activation(normalised + residual)`.
+///
+/// ```
+/// use rustbn::{Activation, Affine, Epilogue, Execution, View, apply};
+/// let view = View::contiguous(&[2, 1], 1)?;
+/// let affine = Affine::new(vec![1.0], vec![2.0], vec![0.0])?;
+/// let (x, residual) = ([3.0_f32, 0.0], [0.5_f32, 0.5]);
+/// let epilogue = Epilogue { residual: Some(&residual[..]), activation: Activation::Relu };
+/// let mut y = [0.0; 2];
+/// apply(view, &x, &affine, epilogue, &mut y, Execution::current()?)?;
+/// assert_eq!(y, [4.5, 0.0]); // relu(4 + 0.5), relu(-2 + 0.5)
+/// # Ok::<(), rustbn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a, E> {
     /// What is added, exactly the elements of the view.

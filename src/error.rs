@@ -4,6 +4,13 @@ use thiserror::Error;
 
 /// A refused argument. Every check comes before the first write: whoever gets an error finds
 /// nothing changed.
+///
+/// ```
+/// use rustbn::Affine;
+/// let error = Affine::new(vec![0.0; 3], vec![1.0; 2], vec![0.0; 3]).unwrap_err();
+/// assert_eq!(error.to_string(), "scale must have shape (3,), one value per channel, got (2,)");
+/// assert_eq!(error.kind(), "Length");
+/// ```
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum Error {
     /// The input has too few dimensions.

@@ -5,7 +5,18 @@ use crate::moments::Moments;
 use crate::sweep::Sums;
 
 /// `Σ dy` and `Σ dy (x - mean)` of each channel, in `f64`. Those of parts add up to those of the
-/// whole.
+/// whole. The gradients are made of them as in Ioffe & Szegedy 2015, section 3; see
+/// [`batch_norm_backward`](crate::batch_norm_backward).
+///
+/// ```
+/// use rustbn::GradSums;
+/// let part = GradSums::new(vec![1.0, 2.0], vec![3.0, 4.0])?;
+/// let other = GradSums::new(vec![10.0, 20.0], vec![30.0, 40.0])?;
+/// let whole = part.add(&other)?;
+/// assert_eq!(whole.sum_dy(), [11.0, 22.0]);
+/// assert_eq!(whole.sum_dy_xmu(), [33.0, 44.0]);
+/// # Ok::<(), rustbn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct GradSums {
     sum_dy: Vec<f64>,

@@ -47,6 +47,13 @@
 //! # Ok::<(), rustbn::Error>(())
 //! ```
 //!
+//! An [`Affine`] is also what goes into the layer before it, in a network that is only run:
+//! [`Affine::fold_into`]. `examples/inference.rs` does so with a checkpoint.
+//!
+//! # Features
+//! - `rayon` (default): threads. Without it a call runs on the calling thread, to the same bits.
+//! - `python`: the extension module of the Python package `rustbn`.
+//!
 //! # Where things live
 //! | module | what | what would go there |
 //! |---|---|---|
@@ -55,7 +62,7 @@
 //! | `epilogue` | what follows the normalisation | a new activation |
 //! | `forward`, `backward` | the verbs | |
 //! | `schedule` | a view into blocks and chunks, from shape, caches and threads | a new walk through memory |
-//! | `sweep`, `items`, `pool` | the schedule carried out, item by item, on threads | |
+//! | `sweep`, `items`, `pool` | the schedule carried out, item by item, on threads (feature `rayon`) | |
 //! | `kernels` | the loops and the expressions in them | |
 //! | `simd` | the only place with `core::arch` | a new instruction set |
 //! | `blocks` | memory for large outputs, recycled | another source of memory |

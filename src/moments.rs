@@ -21,6 +21,15 @@
 use crate::error::Error;
 
 /// Statistics of each channel, in `f64`.
+///
+/// ```
+/// use rustbn::Moments;
+/// // 1, 2, 3 and then 4, 5 in the only channel.
+/// let whole = Moments::new(3, vec![2.0], vec![2.0])?.merge(&Moments::new(2, vec![4.5], vec![0.5])?)?;
+/// assert_eq!((whole.count(), whole.mean(), whole.m2()), (5, &[3.0][..], &[10.0][..]));
+/// assert_eq!(whole.var(1.0), [2.5]);
+/// # Ok::<(), rustbn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
     count: u64,

@@ -1,32 +1,49 @@
-//! Threads: how many, and a pool of our own to run them.
-//!
-//! A call takes part in its own work and asks the pool for the others only, so that one thread
-//! needs no pool and a nested or concurrent call cannot wait for itself.
+//! Threads: how many, and what they are given to do. Without the feature `rayon` there is the
+//! calling thread and no other; nothing outside this module knows the difference.
 
 use crate::error::Error;
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[cfg(feature = "rayon")]
+mod team;
+#[cfg(feature = "rayon")]
+pub(crate) use team::for_each;
+#[cfg(feature = "python")]
+pub(crate) use team::prepare;
+
+/// Calls `body` with every number below `items`, on the calling thread.
+#[cfg(not(feature = "rayon"))]
+pub(crate) fn for_each(_workers: usize, items: usize, body: impl Fn(usize) + Sync) {
+    (0..items).for_each(body);
+}
+
+/// The most threads that a call can have.
+const MOST: usize = if cfg!(feature = "rayon") { usize::MAX } else { 1 };
 
 /// Threads that [`set_threads`] asked for; 0 before anyone asked.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 /// Threads of a call that says nothing else: what [`set_threads`] was told, else
 /// `RUSTBN_NUM_THREADS`, else the processors that this process may run on (affinity and cgroup
-/// quota respected).
+/// quota respected). Without the feature `rayon` 1, whatever was asked for.
 ///
 /// # Errors
 /// [`Error::Range`] if `RUSTBN_NUM_THREADS` is not a positive whole number.
 pub fn threads() -> Result<usize, Error> {
     static DEFAULT: OnceLock<Result<usize, Error>> = OnceLock::new();
-    match THREADS.load(Ordering::Relaxed) {
+    let asked = match THREADS.load(Ordering::Relaxed) {
         0 => DEFAULT
             .get_or_init(|| default_threads(std::env::var("RUSTBN_NUM_THREADS").ok().as_deref()))
             .clone(),
         n => Ok(n),
-    }
+    };
+    asked.map(possible)
+}
+
+/// The threads of a call that asks for `n`: at least the calling one, and no more than there can be.
+pub(crate) fn possible(n: usize) -> usize {
+    n.clamp(1, MOST)
 }
 
 fn default_threads(variable: Option<&str>) -> Result<usize, Error> {
@@ -43,10 +60,17 @@ fn default_threads(variable: Option<&str>) -> Result<usize, Error> {
     }
 }
 
-/// Sets the threads of every later call of this process; more than there are processors is allowed.
+/// Sets the threads of every later call of this process that takes its execution from
+/// [`Execution::current`](crate::Execution::current); more than there are processors is allowed.
 ///
 /// # Errors
 /// [`Error::Range`] for 0.
+///
+/// ```
+/// rustbn::set_threads(3)?;
+/// assert_eq!(rustbn::threads()?, if cfg!(feature = "rayon") { 3 } else { 1 });
+/// # Ok::<(), rustbn::Error>(())
+/// ```
 pub fn set_threads(n: usize) -> Result<(), Error> {
     if n == 0 {
         return Err(Error::Range {
@@ -57,162 +81,6 @@ pub fn set_threads(n: usize) -> Result<(), Error> {
     }
     THREADS.store(n, Ordering::Relaxed);
     Ok(())
-}
-
-/// Calls `body` with every number below `items`, on `workers` threads of which the caller is one.
-///
-/// The caller waits for the threads that have begun to help, not for those that never came: a small
-/// call does not stand in line behind somebody else's large one.
-///
-/// # Panics
-/// If `body` does, on whichever thread.
-pub(crate) fn for_each(workers: usize, items: usize, body: impl Fn(usize) + Sync) {
-    let workers = workers.min(items);
-    let pool = if workers > 1 { helpers(workers - 1) } else { None };
-    let Some(pool) = pool else {
-        (0..items).for_each(body);
-        return;
-    };
-    let body: &(dyn Fn(usize) + Sync) = &body;
-    // SAFETY: the job is closed before `body` goes out of scope, on every way out of this function;
-    // then nobody calls it.
-    let body: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(body) };
-    let job = Arc::new(Job {
-        body,
-        items,
-        next: AtomicUsize::new(0),
-        door: Mutex::new(Door { open: true, inside: 0, panicked: false }),
-        left: Condvar::new(),
-    });
-    let closing = Closing(&job);
-    for _ in 1..workers {
-        let job = Arc::clone(&job);
-        pool.spawn(move || job.help());
-    }
-    job.work();
-    drop(closing);
-    assert!(!job.door().panicked, "a helping thread panicked");
-}
-
-/// Work that several threads share.
-struct Job {
-    body: &'static (dyn Fn(usize) + Sync),
-    items: usize,
-    next: AtomicUsize,
-    door: Mutex<Door>,
-    left: Condvar,
-}
-
-struct Door {
-    open: bool,
-    inside: usize,
-    panicked: bool,
-}
-
-impl Job {
-    fn door(&self) -> MutexGuard<'_, Door> {
-        // Nothing that can panic is done with the lock held.
-        self.door.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes items until there are none.
-    fn work(&self) {
-        loop {
-            let item = self.next.fetch_add(1, Ordering::Relaxed);
-            if item >= self.items {
-                return;
-            }
-            (self.body)(item);
-        }
-    }
-
-    /// What a helping thread does: it goes in, unless it comes too late.
-    fn help(&self) {
-        {
-            let mut door = self.door();
-            if !door.open {
-                return;
-            }
-            door.inside += 1;
-        }
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.work()));
-        let mut door = self.door();
-        door.inside -= 1;
-        door.panicked |= outcome.is_err();
-        self.left.notify_all();
-    }
-}
-
-/// Closes a job when it goes out of scope: lets nobody in and waits for those who are.
-struct Closing<'a>(&'a Job);
-
-impl Drop for Closing<'_> {
-    fn drop(&mut self) {
-        let mut door = self.0.door();
-        door.open = false;
-        while door.inside > 0 {
-            door = self.0.left.wait(door).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-/// Makes the pool that `workers` threads need, if it is not there, and waits until its threads are.
-///
-/// What is made once in a process is made under locks of the standard library; a child that is
-/// forked meanwhile finds them locked forever. Callers that can be forked make the pool beforehand,
-/// where they know that nobody forks.
-#[cfg(feature = "python")]
-pub(crate) fn prepare(workers: usize) {
-    if workers > 1 {
-        helpers(workers - 1);
-    }
-}
-
-/// A pool and the process that its threads belong to.
-struct Helpers {
-    process: u32,
-    pool: ThreadPool,
-}
-
-/// A pool of at least `n` threads (fewer if `n` is beyond reason), or `None` where the system gives
-/// none.
-///
-/// Pools come in powers of two, each made when it is first asked for and kept. After `fork` the
-/// threads of the parent's pools do not exist in the child, so a pool of another process is
-/// replaced, and leaked, as dropping it would wait for those threads.
-fn helpers(n: usize) -> Option<&'static ThreadPool> {
-    static POOLS: [AtomicPtr<Helpers>; 12] = [const { AtomicPtr::new(ptr::null_mut()) }; 12];
-    let class = (n.next_power_of_two().trailing_zeros() as usize).min(POOLS.len() - 1);
-    let slot = &POOLS[class];
-    let process = std::process::id();
-    let current = slot.load(Ordering::Acquire);
-    // SAFETY: a pointer in a slot comes from the `Box::into_raw` below, and what is in a slot is
-    // never freed.
-    if let Some(helpers) = unsafe { current.as_ref() }
-        && helpers.process == process
-    {
-        return Some(&helpers.pool);
-    }
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(1 << class)
-        .thread_name(|i| format!("rustbn-{i}"))
-        .build()
-        .ok()?;
-    // Every thread has begun, and made what it makes once, when this returns.
-    pool.broadcast(|_| ());
-    let made = Box::into_raw(Box::new(Helpers { process, pool }));
-    match slot.compare_exchange(current, made, Ordering::AcqRel, Ordering::Acquire) {
-        // SAFETY: as above.
-        Ok(_) => Some(unsafe { &(*made).pool }),
-        Err(theirs) => {
-            // SAFETY: `made` is ours alone, and another thread of this process was first with
-            // `theirs`.
-            unsafe {
-                drop(Box::from_raw(made));
-                Some(&(*theirs).pool)
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -228,50 +96,6 @@ mod tests {
             });
             assert!(met.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{workers} workers");
         }
-    }
-
-    #[test]
-    fn concurrent_and_nested_calls() {
-        let total = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for_each(3, 10, |_| {
-                        for_each(2, 10, |_| {
-                            total.fetch_add(1, Ordering::Relaxed);
-                        });
-                    });
-                });
-            }
-        });
-        assert_eq!(total.into_inner(), 400);
-    }
-
-    #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_lives() {
-        for culprit in 0..50 {
-            let call = || for_each(3, 50, |i| assert_ne!(i, culprit));
-            assert!(catch_unwind(AssertUnwindSafe(call)).is_err(), "item {culprit}");
-        }
-        let met = AtomicUsize::new(0);
-        for_each(3, 100, |_| {
-            met.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(met.into_inner(), 100);
-    }
-
-    #[test]
-    fn a_call_does_not_wait_for_threads_that_are_busy_elsewhere() {
-        let (sender, receiver) = std::sync::mpsc::channel::<()>();
-        let busy = Mutex::new(receiver);
-        std::thread::scope(|scope| {
-            // Both threads of a pool of one helper are held until the second call is done.
-            scope.spawn(|| for_each(2, 2, |_| busy.lock().unwrap().recv().unwrap()));
-            std::thread::sleep(std::time::Duration::from_millis(50));
-            for_each(2, 10, |_| ());
-            sender.send(()).unwrap();
-            sender.send(()).unwrap();
-        });
     }
 
     #[test]

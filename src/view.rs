@@ -16,6 +16,20 @@ use crate::error::Error;
 
 /// A dense array as `outer` x `channels` x `inner` elements; element `(o, c, i)` is at `(o *
 /// channels + c) * inner + i`.
+///
+/// ```
+/// use rustbn::View;
+/// // N C H W in this order in memory, and the same array with channels last.
+/// let planar = View::contiguous(&[2, 3, 4, 5], 1)?;
+/// assert_eq!(planar, View { outer: 2, channels: 3, inner: 20 });
+/// let interleaved = View::contiguous(&[2, 4, 5, 3], 3)?;
+/// assert_eq!(interleaved, View { outer: 40, channels: 3, inner: 1 });
+///
+/// // As N C H W again, by its strides in bytes of `f32`.
+/// let seen = View::from_strides(&[2, 3, 4, 5], &[240, 4, 60, 12], 4, 1);
+/// assert_eq!(seen, Some(interleaved));
+/// # Ok::<(), rustbn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     /// Blocks that each hold all channels.
