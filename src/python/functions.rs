@@ -196,19 +196,19 @@ impl<'py> Forward<'_, 'py> {
     }
 
     /// Moves the running statistics toward those of a batch: the last thing to happen.
-    fn update(&self, moments: &core::Moments) -> PyResult<()> {
-        self.running.as_ref().map_or(Ok(()), |running| running.update(moments, self.momentum))
+    fn update(&mut self, moments: &core::Moments) -> PyResult<()> {
+        self.running.as_mut().map_or(Ok(()), |running| running.update(moments, self.momentum))
     }
 
     /// The output for the caller, and the running statistics moved on.
-    fn finish(self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
+    fn finish(mut self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
         let y = self.out.finish()?;
         moments.map_or(Ok(()), |moments| self.update(moments))?;
         Ok(y)
     }
 
     /// What backward needs.
-    fn context(&self, statistics: Statistics) -> PyResult<Context> {
+    fn context(&mut self, statistics: Statistics) -> PyResult<Context> {
         let renorm = match (&statistics, self.renorm()) {
             (Statistics::Batch(moments), Some(renorm)) => {
                 Some(renorm.corrections(moments, self.eps)?)
@@ -220,13 +220,13 @@ impl<'py> Forward<'_, 'py> {
             axis: self.x.axis,
             eps: self.eps,
             statistics,
-            weight: self.weight.clone(),
-            bias: self.bias.clone(),
+            weight: self.weight.take(),
+            bias: self.bias.take(),
             residual: match &self.residual {
                 Some(residual) => Some(array::view(&residual.given)?.unbind()),
                 None => None,
             },
-            mask: self.mask.clone(),
+            mask: self.mask.take(),
             activation: self.activation,
             renorm,
             groups: None,
@@ -234,7 +234,10 @@ impl<'py> Forward<'_, 'py> {
     }
 
     /// The output for the caller, what backward needs, and the running statistics moved on.
-    fn finish_with_context(self, statistics: Statistics) -> PyResult<(Bound<'py, PyAny>, Context)> {
+    fn finish_with_context(
+        mut self,
+        statistics: Statistics,
+    ) -> PyResult<(Bound<'py, PyAny>, Context)> {
         let context = self.context(statistics)?;
         let y = self.finish(match &context.statistics {
             Statistics::Batch(moments) => Some(moments),

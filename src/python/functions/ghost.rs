@@ -56,7 +56,7 @@ fn samples_of_mask<'py>(
 /// Normalises groups of `size` samples of `whole`, which are `arguments` that were checked.
 pub(super) fn forward<'py>(
     arguments: &Arguments<'_, 'py>,
-    whole: Forward<'_, 'py>,
+    mut whole: Forward<'_, 'py>,
     size: usize,
 ) -> PyResult<(Bound<'py, PyAny>, Context)> {
     let axis = batch_axis(whole.x.axis);
@@ -101,7 +101,7 @@ pub(super) fn forward<'py>(
     let channels = whole.x.view.channels;
     let mut moments = Moments::new(0, vec![0.0; channels], vec![0.0; channels])?;
     let mut contexts = Vec::with_capacity(parts.len());
-    for part in parts {
+    for mut part in parts {
         let of_part = part.train()?;
         moments = moments.merge(&of_part)?;
         let context = part.context(Statistics::Batch(of_part))?;
