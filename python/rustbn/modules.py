@@ -9,7 +9,7 @@ an exception leaves the module as it was.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -89,11 +89,11 @@ class BatchNorm:
         infinite or NaN, in `dtype`: let it; raise `FloatingPointError` and change nothing; leave
         both statistics of these channels as they are. `y` is the same in all cases.
     group_size : int, optional
-        Ghost batches ([2]_): a training forward normalises so many samples at a time, each group with
-        its own statistics. The running statistics are moved by those of the whole batch.
+        Ghost batches ([2]_): a training forward normalises so many samples at a time, each group
+        with its own statistics. The running statistics are moved by those of the whole batch.
     renorm : (float, float), optional
-        Batch renormalization ([3]_) with ``(r_max, d_max)``: see `rustbn.batch_norm`. May be replaced
-        as training goes on; ``(1.0, 0.0)`` is batch normalization.
+        Batch renormalization ([3]_) with ``(r_max, d_max)``: see `rustbn.batch_norm`. May be
+        replaced as training goes on; ``(1.0, 0.0)`` is batch normalization.
 
     Attributes
     ----------
@@ -196,6 +196,10 @@ on_nonfinite, group_size, renorm
     # The ranks x may have; empty: any that the functions take.
     _ranks: ClassVar[tuple[int, ...]] = ()
 
+    # What normalises with the statistics of the batch, and what goes back through it.
+    _normalise: Callable[..., tuple[_FloatArray, Context]] = staticmethod(batch_norm_forward)
+    _differentiate: Callable[..., Gradients] = staticmethod(batch_norm_backward)
+
     # What backward needs of the latest forward. The class's value stands in for instances made by
     # copying or unpickling, whose state holds no activations.
     _context: Context | None = None
@@ -277,8 +281,6 @@ on_nonfinite, group_size, renorm
         out: _FloatArray | None = None,
     ) -> _FloatArray:
         """Return `forward` of the same arguments."""
-        if mask is None and lengths is None and update is True:  # as most calls: few keywords
-            return self.forward(x, residual=residual, out=out)
         return self.forward(
             x, residual=residual, mask=mask, lengths=lengths, update=update, out=out
         )
@@ -338,11 +340,60 @@ on_nonfinite, group_size, renorm
         if update is not True and not isinstance(update, bool | np.bool_):
             raise TypeError(f"update must be a bool, got {type(update).__name__}")
 
-        training = self.training and not self._frozen
-        moves = training and update and self.track_running_stats and self._population is None
+        if self.training and not self._frozen:
+            return self._train(x, residual, mask, lengths, bool(update), out)
+        running_mean, running_var = self.running_mean, self.running_var
+        if running_mean is None and self.weight is None and self.bias is None:
+            self._check_channels(x)  # the function has nothing to compare x with
+        if self._frozen:
+            y, self._context = batch_norm_forward(
+                x,
+                running_mean,
+                running_var,
+                self.weight,
+                self.bias,
+                False,
+                eps=self.eps,
+                axis=self.axis,
+                activation=self.activation,
+                residual=residual,
+                mask=mask,
+                lengths=lengths,
+                out=out,
+            )
+            return y
+        y = batch_norm(
+            x,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            running_mean is None and running_var is None,
+            eps=self.eps,
+            axis=self.axis,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+            lengths=lengths,
+            out=out,
+        )
+        self._context = None
+        return y
+
+    def _train(
+        self,
+        x: _Array,
+        residual: _Array | None,
+        mask: _Array | None,
+        lengths: _Array | None,
+        update: bool,
+        out: _FloatArray | None,
+    ) -> _FloatArray:
+        """Do what `forward` does in training."""
         running_mean, running_var = self.running_mean, self.running_var
         batches, momentum = self.num_batches_tracked, 0.0
         before: tuple[_FloatArray, _FloatArray] | None = None
+        moves = update and self.track_running_stats and self._population is None
         if moves:
             convention = self._convention()
             batches = (batches or 0) + 1
@@ -353,83 +404,15 @@ on_nonfinite, group_size, renorm
             careful = convention.biased or self.on_nonfinite != "propagate"
             if careful and running_mean is not None and running_var is not None:
                 before = np.array(running_mean), np.array(running_var)
-        elif training and self.renorm is not None:
+        elif self.renorm is not None:
             # Needed to renormalise, and not to be moved.
             running_mean, running_var = np.array(running_mean), np.array(running_var)
-        elif training:
+        else:
             running_mean = running_var = None
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
 
-        counted: dict[str, Any] = {}
-        if training:
-            if self.group_size is not None:
-                counted["group_size"] = self.group_size
-            if self.renorm is not None:
-                counted["renorm"] = self.renorm
-        if mask is not None:
-            counted["mask"] = mask
-        if lengths is not None:
-            counted["lengths"] = lengths
-        context: Context | None
-        if training:
-            y, context = self._normalise(
-                x, running_mean, running_var, momentum, residual, out, counted
-            )
-            if before is not None and not self._settle(before, momentum, context):
-                moves = False
-            if self._population is not None and context.moments is not None:
-                self._population = self._population.merge(context.moments)
-        elif self._frozen:
-            y, context = batch_norm_forward(
-                x,
-                running_mean,
-                running_var,
-                self.weight,
-                self.bias,
-                False,
-                momentum,
-                self.eps,
-                axis=self.axis,
-                activation=self.activation,
-                residual=residual,
-                out=out,
-                **counted,
-            )
-        else:
-            context = None
-            y = batch_norm(
-                x,
-                running_mean,
-                running_var,
-                self.weight,
-                self.bias,
-                running_mean is None and running_var is None,
-                momentum,
-                self.eps,
-                axis=self.axis,
-                activation=self.activation,
-                residual=residual,
-                out=out,
-                **counted,
-            )
-        self._context = context
-        if moves:
-            self.num_batches_tracked = batches
-        return y
-
-    def _normalise(
-        self,
-        x: _Array,
-        running_mean: _FloatArray | None,
-        running_var: _FloatArray | None,
-        momentum: float,
-        residual: _Array | None,
-        out: _FloatArray | None,
-        counted: dict[str, Any],
-    ) -> tuple[_FloatArray, Context]:
-        """Normalise with the statistics of the batch."""
-        return batch_norm_forward(
+        y, context = self._normalise(
             x,
             running_mean,
             running_var,
@@ -441,9 +424,20 @@ on_nonfinite, group_size, renorm
             axis=self.axis,
             activation=self.activation,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
+            group_size=self.group_size,
+            renorm=self.renorm,
             out=out,
-            **counted,
         )
+        if before is not None and not self._settle(before, momentum, context):
+            moves = False
+        if self._population is not None and context.moments is not None:
+            self._population = self._population.merge(context.moments)
+        self._context = context
+        if moves:
+            self.num_batches_tracked = batches
+        return y
 
     def _settle(
         self, before: tuple[_FloatArray, _FloatArray], momentum: float, context: Context
@@ -527,13 +521,10 @@ on_nonfinite, group_size, renorm
                     f"the module's {name} must have shape ({self.num_features},), "
                     f"got {gradient.shape}"
                 )
-        dx, dweight, dbias, dresidual = self._differentiate(dy, context, out)
+        dx, dweight, dbias, dresidual = self._differentiate(dy, context, out=out)
         self.weight_grad = _accumulate(self.weight_grad, dweight)
         self.bias_grad = _accumulate(self.bias_grad, dbias)
         return dx if dresidual is None else (dx, dresidual)
-
-    def _differentiate(self, dy: _Array, context: Context, out: _FloatArray | None) -> Gradients:
-        return batch_norm_backward(dy, context, out=out)
 
     def zero_grad(self) -> None:
         """Set `weight_grad` and `bias_grad` to zero, in place."""
