@@ -212,12 +212,13 @@ convention, on_nonfinite, renorm
         running_var: _FloatArray | None,
         momentum: float,
         residual: _Array | None,
+        mask: _Array | None,
+        lengths: _Array | None,
         out: _FloatArray | None,
-        counted: dict[str, Any],
     ) -> tuple[_FloatArray, Context]:
         if self._link.alone:
             return super()._normalise(
-                x, running_mean, running_var, momentum, residual, out, counted
+                x, running_mean, running_var, momentum, residual, mask, lengths, out
             )
         return part_forward(
             partial(self._merge, math.prod(np.shape(x))),
@@ -231,8 +232,10 @@ convention, on_nonfinite, renorm
             axis=self.axis,
             activation=self.activation,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
+            renorm=self.renorm,
             out=out,
-            **{"mask": None, "lengths": None, "renorm": None, **counted},
         )
 
     def _differentiate(self, dy: _Array, context: Context, out: _FloatArray | None) -> Gradients:

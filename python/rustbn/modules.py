@@ -89,11 +89,11 @@ class BatchNorm:
         infinite or NaN, in `dtype`: let it; raise `FloatingPointError` and change nothing; leave
         both statistics of these channels as they are. `y` is the same in all cases.
     group_size : int, optional
-        Ghost batches ([2]_): a training forward normalises so many samples at a time, each group with
-        its own statistics. The running statistics are moved by those of the whole batch.
+        Ghost batches ([2]_): a training forward normalises so many samples at a time, each group
+        with its own statistics. The running statistics are moved by those of the whole batch.
     renorm : (float, float), optional
-        Batch renormalization ([3]_) with ``(r_max, d_max)``: see `rustbn.batch_norm`. May be replaced
-        as training goes on; ``(1.0, 0.0)`` is batch normalization.
+        Batch renormalization ([3]_) with ``(r_max, d_max)``: see `rustbn.batch_norm`. May be
+        replaced as training goes on; ``(1.0, 0.0)`` is batch normalization.
 
     Attributes
     ----------
@@ -277,8 +277,6 @@ on_nonfinite, group_size, renorm
         out: _FloatArray | None = None,
     ) -> _FloatArray:
         """Return `forward` of the same arguments."""
-        if mask is None and lengths is None and update is True:  # as most calls: few keywords
-            return self.forward(x, residual=residual, out=out)
         return self.forward(
             x, residual=residual, mask=mask, lengths=lengths, update=update, out=out
         )
@@ -361,20 +359,10 @@ on_nonfinite, group_size, renorm
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
 
-        counted: dict[str, Any] = {}
-        if training:
-            if self.group_size is not None:
-                counted["group_size"] = self.group_size
-            if self.renorm is not None:
-                counted["renorm"] = self.renorm
-        if mask is not None:
-            counted["mask"] = mask
-        if lengths is not None:
-            counted["lengths"] = lengths
         context: Context | None
         if training:
             y, context = self._normalise(
-                x, running_mean, running_var, momentum, residual, out, counted
+                x, running_mean, running_var, momentum, residual, mask, lengths, out
             )
             if before is not None and not self._settle(before, momentum, context):
                 moves = False
@@ -393,8 +381,9 @@ on_nonfinite, group_size, renorm
                 axis=self.axis,
                 activation=self.activation,
                 residual=residual,
+                mask=mask,
+                lengths=lengths,
                 out=out,
-                **counted,
             )
         else:
             context = None
@@ -410,8 +399,9 @@ on_nonfinite, group_size, renorm
                 axis=self.axis,
                 activation=self.activation,
                 residual=residual,
+                mask=mask,
+                lengths=lengths,
                 out=out,
-                **counted,
             )
         self._context = context
         if moves:
@@ -425,8 +415,9 @@ on_nonfinite, group_size, renorm
         running_var: _FloatArray | None,
         momentum: float,
         residual: _Array | None,
+        mask: _Array | None,
+        lengths: _Array | None,
         out: _FloatArray | None,
-        counted: dict[str, Any],
     ) -> tuple[_FloatArray, Context]:
         """Normalise with the statistics of the batch."""
         return batch_norm_forward(
@@ -441,8 +432,11 @@ on_nonfinite, group_size, renorm
             axis=self.axis,
             activation=self.activation,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
+            group_size=self.group_size,
+            renorm=self.renorm,
             out=out,
-            **counted,
         )
 
     def _settle(
