@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, reduce
 from operator import add
 from typing import Any, Protocol, Self, TypeAlias
@@ -24,7 +24,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rustbn._rustbn import part_backward, part_forward
-from rustbn.functional import Context, Gradients, GradSums, Moments
+from rustbn.functional import (
+    Context,
+    Gradients,
+    GradSums,
+    Moments,
+    batch_norm_backward,
+    batch_norm_forward,
+)
 from rustbn.modules import _EPS, _MOMENTUM, BatchNorm, _Activation, _Array, _FloatArray
 
 __all__ = ["SyncBatchNorm"]
@@ -150,7 +157,16 @@ convention, on_nonfinite, renorm
     def group(self, group: Any) -> None:
         self._link = _Link(group)
 
-    def forward(self, x: _Array, **arguments: Any) -> _FloatArray:
+    def forward(
+        self,
+        x: _Array,
+        *,
+        residual: _Array | None = None,
+        mask: _Array | None = None,
+        lengths: _Array | None = None,
+        update: bool = True,
+        out: _FloatArray | None = None,
+    ) -> _FloatArray:
         """Normalise `x`, in training by the statistics of the batches of all ranks.
 
         Parameters
@@ -173,10 +189,11 @@ convention, on_nonfinite, renorm
             If another rank has raised an exception or is in backward, or the module was unpickled
             and its `group` not set.
         """
-        if not self.training or self._frozen or self._link.alone:
-            return super().forward(x, **arguments)
-        with self._one_exchange():
-            return super().forward(x, **arguments)
+        exchanges = self.training and not self._frozen and not self._link.alone
+        with self._one_exchange() if exchanges else nullcontext():
+            return super().forward(
+                x, residual=residual, mask=mask, lengths=lengths, update=update, out=out
+            )
 
     def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> Any:
         """Return the gradient for the latest forward's `x`, and add those of the parameters.
@@ -206,46 +223,24 @@ convention, on_nonfinite, renorm
             return super().backward(dy, out=out)
 
     def _normalise(
-        self,
-        x: _Array,
-        running_mean: _FloatArray | None,
-        running_var: _FloatArray | None,
-        momentum: float,
-        residual: _Array | None,
-        mask: _Array | None,
-        lengths: _Array | None,
-        out: _FloatArray | None,
+        self, x: _Array, *arguments: Any, group_size: int | None, **options: Any
     ) -> tuple[_FloatArray, Context]:
         if self._link.alone:
-            return super()._normalise(
-                x, running_mean, running_var, momentum, residual, mask, lengths, out
-            )
-        return part_forward(
-            partial(self._merge, math.prod(np.shape(x))),
-            x,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            momentum,
-            self.eps,
-            axis=self.axis,
-            activation=self.activation,
-            residual=residual,
-            mask=mask,
-            lengths=lengths,
-            renorm=self.renorm,
-            out=out,
-        )
+            return batch_norm_forward(x, *arguments, group_size=group_size, **options)
+        if group_size is not None:
+            raise ValueError(f"group_size must be None in a SyncBatchNorm, got {group_size}")
+        mean, var, weight, bias, _, momentum, eps = arguments
+        merge = partial(self._merge, x)
+        return part_forward(merge, x, mean, var, weight, bias, momentum, eps, **options)
 
-    def _differentiate(self, dy: _Array, context: Context, out: _FloatArray | None) -> Gradients:
+    def _differentiate(self, dy: _Array, context: Context, *, out: _FloatArray | None) -> Gradients:
         if self._link.alone or context.moments is None:
-            return super()._differentiate(dy, context, out)
+            return batch_norm_backward(dy, context, out=out)
         return part_backward(self._add, dy, context, out=out)
 
-    def _merge(self, size: int, moments: Moments) -> Moments:
-        """Return the moments of the group, given those of this rank's batch of so many values."""
-        count = _NONE_COUNTED if size and not moments.count else moments.count
+    def _merge(self, x: _Array, moments: Moments) -> Moments:
+        """Return the moments of the group, given this rank's batch and its moments."""
+        count = _NONE_COUNTED if math.prod(np.shape(x)) and not moments.count else moments.count
         counts, means, m2s = self._exchange(count, moments.mean, moments.m2)
         parts = map(Moments, [max(0, int(n)) for n in counts], means, m2s)
         whole = reduce(Moments.merge, parts)

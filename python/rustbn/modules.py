@@ -9,7 +9,7 @@ an exception leaves the module as it was.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -196,6 +196,10 @@ on_nonfinite, group_size, renorm
     # The ranks x may have; empty: any that the functions take.
     _ranks: ClassVar[tuple[int, ...]] = ()
 
+    # What normalises with the statistics of the batch, and what goes back through it.
+    _normalise: Callable[..., tuple[_FloatArray, Context]] = staticmethod(batch_norm_forward)
+    _differentiate: Callable[..., Gradients] = staticmethod(batch_norm_backward)
+
     # What backward needs of the latest forward. The class's value stands in for instances made by
     # copying or unpickling, whose state holds no activations.
     _context: Context | None = None
@@ -336,11 +340,60 @@ on_nonfinite, group_size, renorm
         if update is not True and not isinstance(update, bool | np.bool_):
             raise TypeError(f"update must be a bool, got {type(update).__name__}")
 
-        training = self.training and not self._frozen
-        moves = training and update and self.track_running_stats and self._population is None
+        if self.training and not self._frozen:
+            return self._train(x, residual, mask, lengths, bool(update), out)
+        running_mean, running_var = self.running_mean, self.running_var
+        if running_mean is None and self.weight is None and self.bias is None:
+            self._check_channels(x)  # the function has nothing to compare x with
+        if self._frozen:
+            y, self._context = batch_norm_forward(
+                x,
+                running_mean,
+                running_var,
+                self.weight,
+                self.bias,
+                False,
+                eps=self.eps,
+                axis=self.axis,
+                activation=self.activation,
+                residual=residual,
+                mask=mask,
+                lengths=lengths,
+                out=out,
+            )
+            return y
+        y = batch_norm(
+            x,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            running_mean is None and running_var is None,
+            eps=self.eps,
+            axis=self.axis,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+            lengths=lengths,
+            out=out,
+        )
+        self._context = None
+        return y
+
+    def _train(
+        self,
+        x: _Array,
+        residual: _Array | None,
+        mask: _Array | None,
+        lengths: _Array | None,
+        update: bool,
+        out: _FloatArray | None,
+    ) -> _FloatArray:
+        """Do what `forward` does in training."""
         running_mean, running_var = self.running_mean, self.running_var
         batches, momentum = self.num_batches_tracked, 0.0
         before: tuple[_FloatArray, _FloatArray] | None = None
+        moves = update and self.track_running_stats and self._population is None
         if moves:
             convention = self._convention()
             batches = (batches or 0) + 1
@@ -351,76 +404,15 @@ on_nonfinite, group_size, renorm
             careful = convention.biased or self.on_nonfinite != "propagate"
             if careful and running_mean is not None and running_var is not None:
                 before = np.array(running_mean), np.array(running_var)
-        elif training and self.renorm is not None:
+        elif self.renorm is not None:
             # Needed to renormalise, and not to be moved.
             running_mean, running_var = np.array(running_mean), np.array(running_var)
-        elif training:
+        else:
             running_mean = running_var = None
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
 
-        context: Context | None
-        if training:
-            y, context = self._normalise(
-                x, running_mean, running_var, momentum, residual, mask, lengths, out
-            )
-            if before is not None and not self._settle(before, momentum, context):
-                moves = False
-            if self._population is not None and context.moments is not None:
-                self._population = self._population.merge(context.moments)
-        elif self._frozen:
-            y, context = batch_norm_forward(
-                x,
-                running_mean,
-                running_var,
-                self.weight,
-                self.bias,
-                False,
-                momentum,
-                self.eps,
-                axis=self.axis,
-                activation=self.activation,
-                residual=residual,
-                mask=mask,
-                lengths=lengths,
-                out=out,
-            )
-        else:
-            context = None
-            y = batch_norm(
-                x,
-                running_mean,
-                running_var,
-                self.weight,
-                self.bias,
-                running_mean is None and running_var is None,
-                momentum,
-                self.eps,
-                axis=self.axis,
-                activation=self.activation,
-                residual=residual,
-                mask=mask,
-                lengths=lengths,
-                out=out,
-            )
-        self._context = context
-        if moves:
-            self.num_batches_tracked = batches
-        return y
-
-    def _normalise(
-        self,
-        x: _Array,
-        running_mean: _FloatArray | None,
-        running_var: _FloatArray | None,
-        momentum: float,
-        residual: _Array | None,
-        mask: _Array | None,
-        lengths: _Array | None,
-        out: _FloatArray | None,
-    ) -> tuple[_FloatArray, Context]:
-        """Normalise with the statistics of the batch."""
-        return batch_norm_forward(
+        y, context = self._normalise(
             x,
             running_mean,
             running_var,
@@ -438,6 +430,14 @@ on_nonfinite, group_size, renorm
             renorm=self.renorm,
             out=out,
         )
+        if before is not None and not self._settle(before, momentum, context):
+            moves = False
+        if self._population is not None and context.moments is not None:
+            self._population = self._population.merge(context.moments)
+        self._context = context
+        if moves:
+            self.num_batches_tracked = batches
+        return y
 
     def _settle(
         self, before: tuple[_FloatArray, _FloatArray], momentum: float, context: Context
@@ -521,13 +521,10 @@ on_nonfinite, group_size, renorm
                     f"the module's {name} must have shape ({self.num_features},), "
                     f"got {gradient.shape}"
                 )
-        dx, dweight, dbias, dresidual = self._differentiate(dy, context, out)
+        dx, dweight, dbias, dresidual = self._differentiate(dy, context, out=out)
         self.weight_grad = _accumulate(self.weight_grad, dweight)
         self.bias_grad = _accumulate(self.bias_grad, dbias)
         return dx if dresidual is None else (dx, dresidual)
-
-    def _differentiate(self, dy: _Array, context: Context, out: _FloatArray | None) -> Gradients:
-        return batch_norm_backward(dy, context, out=out)
 
     def zero_grad(self) -> None:
         """Set `weight_grad` and `bias_grad` to zero, in place."""
