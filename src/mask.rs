@@ -331,9 +331,12 @@ impl<'a> RowBits<'a> {
             let samples = first + row * samples..first + (row + 1) * samples;
             if mask.inner == 1 && channels <= WORD {
                 let ones = u64::MAX >> (WORD - channels);
-                // Without a branch, which would be taken at random.
-                let of_sample = |s| ones & 0_u64.wrapping_sub(mask.counts(s).into());
-                bits.extend(samples.map(|s| (of_sample(s), channels)));
+                // The sample's bit becomes the sign, and that all bits: a branch would be taken at random.
+                let of_sample = |sample: usize| {
+                    let word = mask.words[sample / WORD] << (WORD - 1 - sample % WORD);
+                    ones & (word.cast_signed() >> (WORD - 1)).cast_unsigned()
+                };
+                bits.extend(samples.map(|sample| (of_sample(sample), channels)));
             } else {
                 for sample in samples {
                     if mask.inner == 1 {
