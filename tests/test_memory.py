@@ -34,6 +34,7 @@ def every_output(x: np.ndarray[Any, Any]) -> dict[str, Any]:
     y, ctx = rustbn.batch_norm_forward(x)
     moments = ctx.moments
     assert moments is not None
+    assert ctx.affine is not None
     sums = rustbn.backward_reduce(x, x, moments)
     return {
         "batch_norm": rustbn.batch_norm(x, training=True),
