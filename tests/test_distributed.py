@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import doctest
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cases
@@ -19,8 +19,9 @@ import oracle
 import pytest
 import rustbn
 import rustbn.distributed
+import torch
 from groups import Threads, check, problem, program, shards, step
-from judge import assert_same_bits
+from judge import assert_backward, assert_forward, assert_same_bits
 from oracle import Array
 from rustbn import SyncBatchNorm
 
@@ -196,6 +197,135 @@ def test_gradient_through_the_group_by_finite_differences() -> None:
     assert abs((dx * direction).sum() - slope) < 1e-7 * abs(slope)
 
 
+# Masks: each rank has its own; what counts is what they count together.
+
+LENGTHS = [(6, 1, 0, 3, 6, 2, 5, 4, 1), (0, 0, 0, 0, 6, 6, 1, 1, 0), (0, 1, 0, 0, 0, 0, 0, 0, 1)]
+
+
+def counted(lengths: npt.ArrayLike, length: int = 6) -> Array:
+    mask: Array = np.arange(length) < np.array(lengths)[:, None]
+    return mask
+
+
+def pieces(rank: int, sizes: Sequence[int], lengths: Sequence[int], form: str) -> dict[str, Any]:
+    """Return what tells a rank which of its positions count, in one of the forms there are."""
+    mine = shards(np.array(lengths), sizes)[rank]
+    if form == "lengths":
+        return {"lengths": mine.tolist()}
+    mask = counted(mine)
+    return {"mask": mask[:, None] if form == "mask of x's rank" else mask}
+
+
+@pytest.mark.parametrize("form", ["lengths", "mask", "mask of x's rank"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("sizes", [(4, 5), (9, 0), (3, 1, 5)], ids=str)
+def test_only_what_counts_enters(
+    sizes: tuple[int, ...], lengths: tuple[int, ...], form: str
+) -> None:
+    """Positions that do not count are NaN, and as if they were not there."""
+    p, _ = problem((9, 4, 6), 1, np.float32)
+    here = counted(lengths)
+    x, dy = p.x.copy(), p.dy.copy()
+    x.transpose(0, 2, 1)[~here] = np.nan
+    dy.transpose(0, 2, 1)[~here] = 0
+    group = Threads(len(sizes))
+
+    def rank(r: int) -> tuple[Array, Array, SyncBatchNorm]:
+        bn = SyncBatchNorm(4, group=group)
+        bn.weight[:], bn.bias[:] = p.weight, p.bias  # type: ignore[index]
+        y = bn(shards(x, sizes)[r], **pieces(r, sizes, lengths, form))
+        return y, bn.backward(shards(dy, sizes)[r]), bn
+
+    found = group.run(rank)
+    y = np.concatenate([each[0] for each in found]).transpose(0, 2, 1)
+    dx = np.concatenate([each[1] for each in found]).transpose(0, 2, 1)
+    values = x.transpose(0, 2, 1)[here]  # (positions that count, channels)
+    exact = oracle.train(values, p.weight, p.bias)
+    assert_forward(y[here], exact)
+    gradients = oracle.train_backward(dy.transpose(0, 2, 1)[here], values, p.weight)
+    assert_backward(dx[here], None, None, gradients)
+    assert not dx[~here].any()
+    for _, _, bn in found:
+        assert_same_bits(bn.running_var, found[0][2].running_var)
+        expected = 0.9 + 0.1 * oracle.unbiased(values)
+        np.testing.assert_allclose(bn.running_var, expected, rtol=3e-7)
+    share = np.sum([bn.weight_grad for _, _, bn in found], axis=0)
+    np.testing.assert_allclose(share, gradients.dweight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", ("leaky_relu", 0.3)], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_gradients_of_all_positions_beside_autograd(
+    activation: oracle.Activation, with_residual: bool
+) -> None:
+    """Every position is normalised, so each has a gradient, though few made the statistics."""
+    p, residual = problem((9, 4, 6), 1, np.float64)
+    sizes, lengths = (2, 0, 7), LENGTHS[0]
+    group = Threads(3)
+
+    def rank(r: int) -> tuple[Array, Any]:
+        bn = SyncBatchNorm(4, dtype=np.float64, activation=activation, group=group)
+        bn.weight[:], bn.bias[:] = p.weight, p.bias  # type: ignore[index]
+        extra = shards(residual, sizes)[r] if with_residual else None
+        y = bn(shards(p.x, sizes)[r], residual=extra, mask=shards(counted(lengths), sizes)[r])
+        gradients = bn.backward(shards(p.dy, sizes)[r])
+        return y, gradients if with_residual else (gradients,)
+
+    found = group.run(rank)
+    x, r = (torch.from_numpy(v.copy()).requires_grad_() for v in (p.x, residual))
+    m = torch.from_numpy(counted(lengths).astype(float))[:, None]
+    n = m.sum()
+    mean = (x * m).sum((0, 2), keepdim=True) / n
+    var = ((x - mean) ** 2 * m).sum((0, 2), keepdim=True) / n
+    weight, bias = (torch.from_numpy(v)[:, None] for v in (p.weight, p.bias))
+    z = (x - mean) / torch.sqrt(var + 1e-5) * weight + bias
+    if with_residual:
+        z = z + r
+    slope = {None: 1.0, "relu": 0.0}.get(activation, 0.3)  # type: ignore[arg-type]
+    y = torch.where(z > 0, z, z * slope)
+    y.backward(torch.from_numpy(p.dy))  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(np.concatenate([f[0] for f in found]), y.detach(), atol=1e-13)
+    for which, tensor in enumerate((x, r)[: 1 + with_residual]):
+        gradient = np.concatenate([f[1][which] for f in found])
+        assert tensor.grad is not None
+        np.testing.assert_allclose(gradient, tensor.grad, atol=1e-13)
+
+
+@pytest.mark.parametrize("renorm", [(1.0, 0.0), (1.25, 0.5), (np.inf, np.inf)], ids=str)
+@pytest.mark.parametrize("sizes", [(4, 5), (9, 0), (3, 1, 5)], ids=str)
+def test_renormalisation_is_that_of_the_whole_batch(
+    sizes: tuple[int, ...], renorm: tuple[float, float]
+) -> None:
+    p, _ = problem((9, 4, 6), 1, np.float64)
+    mask = counted(LENGTHS[0])
+    group = Threads(len(sizes))
+
+    def step_of(bn: rustbn.BatchNorm, x: Array, dy: Array, mask: Array) -> list[Array]:
+        names = ("running_mean", "running_var", "weight", "bias")
+        bn.load_state_dict(dict(zip(names, p.vectors, strict=True)))
+        y = bn(x, mask=mask)
+        dx = bn.backward(dy)
+        state = bn.state_dict()
+        grads = [grad for _, grad in bn.named_grads()]
+        return [y, dx, *grads, state["running_mean"], state["running_var"]]
+
+    def rank(r: int) -> list[Array]:
+        bn = SyncBatchNorm(4, dtype=np.float64, renorm=renorm, group=group)
+        return step_of(bn, *(shards(v, sizes)[r] for v in (p.x, p.dy, mask)))
+
+    found = group.run(rank)
+    alone = rustbn.BatchNorm(4, dtype=np.float64, renorm=renorm)
+    y, dx, dweight, dbias, *running = step_of(alone, p.x, p.dy, mask)
+    for which, whole in enumerate((y, dx)):
+        parts = np.concatenate([each[which] for each in found])
+        np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12)
+    for which, whole in enumerate((dweight, dbias), 2):
+        np.testing.assert_allclose(sum(f[which] for f in found), whole, rtol=0, atol=1e-12)
+    for each in found:
+        for statistic, whole in zip(each[4:], running, strict=True):
+            np.testing.assert_allclose(statistic, whole, rtol=1e-14)
+
+
 # Errors: nobody waits for a rank that knows it cannot go on, and nothing has changed anywhere.
 
 FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -208,6 +338,11 @@ FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "out": ({"out": np.ones((2, 4, 4), np.float32)}, ValueError, "out must"),
     "dtype of out": ({"out": np.ones((2, 4, 3))}, TypeError, "out must"),
     "update": ({"update": 1}, TypeError, "update must be a bool"),
+    "dtype of mask": ({"mask": np.ones((2, 3), np.float32)}, TypeError, "mask must"),
+    "mask": ({"mask": np.ones((3, 3), np.bool_)}, ValueError, "mask must"),
+    "lengths": ({"lengths": [1, 9]}, ValueError, "lengths must"),
+    "dtype of lengths": ({"lengths": [1.5, 1.0]}, TypeError, "lengths must"),
+    "both": ({"lengths": [1, 1], "mask": np.ones((2, 3), np.bool_)}, ValueError, "lengths must"),
 }
 
 
@@ -383,6 +518,23 @@ def test_the_text_of_an_error_may_be_cut(length: int) -> None:
     assert ("häßlich" * 10).startswith(found[:-3])
     rustbn.distributed._write_text(row, "short")
     assert rustbn.distributed._text(row) == "short"
+
+
+@pytest.mark.parametrize("lengths", [(0, 0, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0)])
+def test_too_few_that_count_in_the_group(lengths: tuple[int, ...]) -> None:
+    group, sizes = Threads(3), (2, 0, 2)
+    modules = [SyncBatchNorm(4, group=group) for _ in range(3)]
+    x = cases.problem((4, 4, 6)).x
+    found = group.run(
+        lambda r: modules[r](shards(x, sizes)[r], **pieces(r, sizes, lengths, "lengths"))
+    )
+    for result in found:
+        assert isinstance(result, ValueError)
+        assert (
+            f"over all ranks of the group, for batch statistics in training, got {sum(lengths)}"
+            in str(result)
+        )
+    assert {bn.num_batches_tracked for bn in modules} == {0}
 
 
 # What a group is.
