@@ -188,6 +188,18 @@ def test_x_and_out_may_lie_loosely() -> None:
             np.testing.assert_allclose(out, y, rtol=0, atol=2e-6, err_msg=name)
 
 
+def test_gradients_may_be_written_anywhere() -> None:
+    p = cases.problem((5, 4, 1, 6))
+    _, ctx = forward(p, p.x, group_size=2, activation="relu")
+    dx = present(rustbn.batch_norm_backward(p.dy, ctx).dx)
+    for name, out in cases.all_layouts(np.zeros_like(p.x)):
+        assert rustbn.batch_norm_backward(p.dy, ctx, out=out).dx is out
+        assert_same_bits(out, dx, name)
+    for name, dy in cases.all_layouts(p.dy):
+        assert rustbn.batch_norm_backward(dy, ctx, out=dy).dx is dy
+        assert_same_bits(dy, dx, f"in place, {name}")
+
+
 @every_grouping
 def test_in_place_and_needs_change_no_bit(shape: tuple[int, ...], axis: int, size: int) -> None:
     p = cases.problem(shape, axis)
