@@ -216,6 +216,9 @@ pub(crate) trait Counted: Copy {
 
     /// Bits of the 64 elements from `i` on, a multiple of 64.
     fn word(self, i: usize) -> u64;
+
+    /// Whether all elements are known to count, or none.
+    fn alike(self) -> bool;
 }
 
 /// All elements count.
@@ -234,6 +237,11 @@ impl Counted for All {
     fn word(self, _: usize) -> u64 {
         u64::MAX
     }
+
+    #[inline(always)]
+    fn alike(self) -> bool {
+        true
+    }
 }
 
 /// The elements whose bit is set.
@@ -246,7 +254,7 @@ pub(crate) struct Words<'a> {
 
 impl Words<'static> {
     /// Every element counts, or none does.
-    pub(crate) fn alike(counted: bool) -> Self {
+    pub(crate) fn of_all(counted: bool) -> Self {
         Words { words: if counted { &[u64::MAX] } else { &[0] }, step: 0 }
     }
 }
@@ -268,6 +276,11 @@ impl Counted for Words<'_> {
     #[inline(always)]
     fn word(self, i: usize) -> u64 {
         self.words[i / WORD * self.step]
+    }
+
+    #[inline(always)]
+    fn alike(self) -> bool {
+        self.step == 0
     }
 }
 
@@ -315,18 +328,26 @@ impl<'a> RowBits<'a> {
         let mut words = Vec::with_capacity(rows * per_row);
         for row in 0..rows {
             let mut bits = Bits { words, last: 0, filled: 0 };
-            for sample in 0..samples {
-                let outer = first + row * samples + sample;
-                if mask.inner == 1 {
-                    bits.repeat(mask.counts(outer).into(), 1, channels);
-                } else if mask.inner <= WORD {
-                    bits.repeat(mask.run(outer, 0).words[0], mask.inner, channels);
-                } else {
-                    for _ in 0..channels {
-                        let mut rest = mask.inner;
-                        for &word in mask.run(outer, 0).words {
-                            bits.push(word, WORD.min(rest));
-                            rest -= WORD.min(rest);
+            let samples = first + row * samples..first + (row + 1) * samples;
+            if mask.inner == 1 && channels <= WORD {
+                let ones = u64::MAX >> (WORD - channels);
+                // The sample's bit becomes the sign, and that all bits: a branch would be taken at random.
+                let of_sample = |sample: usize| {
+                    let word = mask.words[sample / WORD] << (WORD - 1 - sample % WORD);
+                    ones & (word.cast_signed() >> (WORD - 1)).cast_unsigned()
+                };
+                bits.extend(samples.map(|sample| (of_sample(sample), channels)));
+            } else {
+                for sample in samples {
+                    if mask.inner == 1 {
+                        bits.repeat(mask.counts(sample).into(), 1, channels);
+                    } else if mask.inner <= WORD {
+                        bits.repeat(mask.run(sample, 0).words[0], mask.inner, channels);
+                    } else {
+                        for _ in 0..channels {
+                            let starts = (0..mask.inner).step_by(WORD);
+                            let lengths = starts.map(|start| WORD.min(mask.inner - start));
+                            bits.extend(mask.run(sample, 0).words.iter().copied().zip(lengths));
                         }
                     }
                 }
@@ -339,7 +360,7 @@ impl<'a> RowBits<'a> {
     /// Of row `row`.
     pub(crate) fn row(&self, row: usize) -> Words<'_> {
         if self.per_row == 0 {
-            return Words::alike(self.mask.counts(self.first + row));
+            return Words::of_all(self.mask.counts(self.first + row));
         }
         Words { words: &self.words[row * self.per_row..(row + 1) * self.per_row], step: 1 }
     }
@@ -376,46 +397,47 @@ impl<'a> Rows for &'a RowBits<'_> {
 struct Bits {
     words: Vec<u64>,
     /// Bits that do not fill a word yet.
-    last: u128,
+    last: u64,
     /// How many.
     filled: usize,
 }
 
 impl Bits {
-    /// Appends the lowest `n <= 64` of `bits`, of which the others are 0.
+    /// Appends pieces: the lowest `n` of some bits of which the others are 0, with `n` from 1 to 64.
     #[inline]
-    fn push(&mut self, bits: u64, n: usize) {
-        self.last |= u128::from(bits) << self.filled;
-        self.filled += n;
-        if self.filled >= WORD {
-            self.words.push(self.last as u64);
-            self.last >>= WORD;
-            self.filled -= WORD;
+    fn extend(&mut self, pieces: impl Iterator<Item = (u64, usize)>) {
+        let Bits { words, last, filled } = self;
+        let (mut word, mut end) = (*last, *filled);
+        for (bits, n) in pieces {
+            word |= bits << end;
+            end += n;
+            if end >= WORD {
+                words.push(word);
+                end -= WORD;
+                // Of the last `n` bits so many begin the next word.
+                word = if end > 0 { bits >> (n - end) } else { 0 };
+            }
         }
+        (*last, *filled) = (word, end);
     }
 
     /// All words; the next bit begins one.
     fn finish(mut self) -> Vec<u64> {
         if self.filled > 0 {
-            self.words.push(self.last as u64);
+            self.words.push(self.last);
         }
         self.words
     }
 
     /// Appends the lowest `n <= 64` of `bits` so many times.
     fn repeat(&mut self, mut bits: u64, mut n: usize, mut times: usize) {
-        if n == 1 && times <= WORD {
-            return self.push((0_u64.wrapping_sub(bits)) >> (WORD - times), times);
-        }
         while 2 * n <= WORD && times > 1 {
             if !times.is_multiple_of(2) {
-                self.push(bits, n);
+                self.extend(std::iter::once((bits, n)));
             }
             (bits, n, times) = (bits | bits << n, 2 * n, times / 2);
         }
-        for _ in 0..times {
-            self.push(bits, n);
-        }
+        self.extend(std::iter::repeat_n((bits, n), times));
     }
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import doctest
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cases
@@ -19,8 +19,9 @@ import oracle
 import pytest
 import rustbn
 import rustbn.distributed
+import torch
 from groups import Threads, check, problem, program, shards, step
-from judge import assert_same_bits
+from judge import assert_backward, assert_forward, assert_same_bits
 from oracle import Array
 from rustbn import SyncBatchNorm
 
@@ -148,9 +149,22 @@ def test_running_statistics_over_steps(momentum: float | None, convention: str) 
     assert {bn.num_batches_tracked for bn in ranks} == {4}
 
 
-def compare(sizes: tuple[int, ...], forward: dict[str, Any] | None = None, **options: Any) -> None:
-    """Assert that three steps of two backwards each are those of `BatchNorm` on whole batches."""
-    group, arguments = Threads(len(sizes)), forward or {}
+MASK = np.ones((9, 1, 5), np.bool_)
+MASK[:4] = MASK[6, 0, 2:] = False  # nothing counts in the first four samples
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mask of all samples": ({"mask": np.array([[[True, False, True, True, False]]])}, {}),
+    "mask, renorm, cumulative": ({"mask": MASK}, {"renorm": (1.5, 0.25), "momentum": None}),
+    "renorm, update": ({"update": False}, {"renorm": (1.5, 0.25)}),
+    "no statistics": ({}, {"track_running_stats": False}),
+    "no bias": ({}, {"bias": False}),
+}
+
+
+@pytest.mark.parametrize("sizes", [(4, 5), (9, 0), (1, 0, 8)], ids=str)
+@pytest.mark.parametrize("case", OTHERS)
+def test_steps_are_those_of_one_process(case: str, sizes: tuple[int, ...]) -> None:
+    """Three steps of two backwards each are those of `BatchNorm` on whole batches."""
+    group, (arguments, options) = Threads(len(sizes)), OTHERS[case]
     problems = [cases.problem((9, 4, 5), seed=seed) for seed in range(3)]
 
     def cut(value: Any, rank: int) -> Any:
@@ -187,28 +201,6 @@ def compare(sizes: tuple[int, ...], forward: dict[str, Any] | None = None, **opt
         np.testing.assert_allclose(total, value, rtol=1e-5, atol=1e-5)
 
 
-MASK = np.ones((9, 1, 5), np.bool_)
-MASK[:4] = MASK[6, 0, 2:] = False  # nothing counts in the first four samples
-LENGTHS = np.array([0, 0, 0, 0, 1, 2, 3, 5, 4])
-OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "mask": ({"mask": MASK}, {}),
-    "mask of all samples": ({"mask": np.array([[[True, False, True, True, False]]])}, {}),
-    "lengths": ({"lengths": LENGTHS}, {"activation": "relu"}),
-    "renorm": ({}, {"renorm": (1.5, 0.25)}),
-    "renorm, cumulative": ({"mask": MASK}, {"renorm": (1.5, 0.25), "momentum": None}),
-    "renorm, update": ({"update": False}, {"renorm": (1.5, 0.25)}),
-    "no statistics": ({}, {"track_running_stats": False}),
-    "no bias": ({}, {"bias": False}),
-}
-
-
-@pytest.mark.parametrize("sizes", [(4, 5), (9, 0), (1, 0, 8)], ids=str)
-@pytest.mark.parametrize("case", OTHERS)
-def test_what_counts_and_where_it_goes_is_the_group_s(case: str, sizes: tuple[int, ...]) -> None:
-    forward, options = OTHERS[case]
-    compare(sizes, forward, **options)
-
-
 def test_modules_of_a_network_share_a_group() -> None:
     group = Threads(2)
     p = cases.problem((9, 4, 5))
@@ -225,6 +217,25 @@ def test_modules_of_a_network_share_a_group() -> None:
     expected = network([rustbn.BatchNorm(4), rustbn.BatchNorm(3)], p.x, p.dy[:, :3])
     for parts, whole in zip(zip(*group.run(rank), strict=True), expected, strict=True):
         np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-5)
+
+
+def test_renormalisation_is_by_the_statistics_of_the_group() -> None:
+    group, sizes = Threads(3), (2, 0, 7)
+    p, _ = problem((9, 4, 5), 1, np.float64)
+    options: dict[str, Any] = {"renorm": (1.5, 0.5), "dtype": np.float64}
+    plain = rustbn.BatchNorm(4, **options)
+    modules = [SyncBatchNorm(4, group=group, **options) for _ in range(3)]
+    expected = step(plain, p, p.x, p.dy, None)
+    found = group.run(
+        lambda r: step(modules[r], p, shards(p.x, sizes)[r], shards(p.dy, sizes)[r], None)
+    )
+    for name in ("y", "dx"):
+        whole = np.concatenate([each[name] for each in found])
+        np.testing.assert_allclose(whole, expected[name], rtol=0, atol=1e-13)
+    for each in found:
+        np.testing.assert_allclose(each["running_var"], expected["running_var"], rtol=1e-14)
+    share = np.sum([each["weight_grad"] for each in found], axis=0)
+    np.testing.assert_allclose(share, expected["weight_grad"], rtol=1e-12)
 
 
 def test_a_batch_that_is_empty_on_all_ranks() -> None:
@@ -281,8 +292,6 @@ FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "dtype of x": ({"x": np.ones((2, 4, 3), np.int32)}, TypeError, r"x must have dtype"),
     "no array": ({"x": [[1.0]]}, TypeError, r"x must be"),
     "no array at all": ({"x": [[1.0], [1.0, 2.0]]}, TypeError, r"x must be"),
-    "mask": ({"mask": np.ones((3, 1, 3), np.bool_)}, ValueError, "mask must"),
-    "lengths": ({"lengths": [1, 4]}, ValueError, "lengths must"),
     "rank of x": ({"x": np.ones(4, np.float32)}, ValueError, r"x must have"),
     "channels": ({"x": np.ones((2, 5, 3), np.float32)}, ValueError, r"\(5,\)|5 channels|4"),
     "residual": ({"residual": np.ones((2, 4, 4), np.float32)}, ValueError, "residual must"),
@@ -439,21 +448,6 @@ def test_one_value_per_channel_in_the_group(sizes: tuple[int, int]) -> None:
     assert {bn.num_batches_tracked for bn in modules} == {0}
 
 
-@pytest.mark.parametrize("sizes", [(4, 5), (9, 0)], ids=str)
-@pytest.mark.parametrize("counted", [0, 1])
-def test_a_mask_that_counts_too_little_in_the_group(sizes: tuple[int, int], counted: int) -> None:
-    group = Threads(2)
-    mask = np.zeros((9, 1), np.bool_)
-    mask[:counted] = True
-    modules = [SyncBatchNorm(4, group=group) for _ in range(2)]
-    x = cases.problem((9, 4)).x
-    found = group.run(lambda r: modules[r](shards(x, sizes)[r], mask=shards(mask, sizes)[r]))
-    for result in found:
-        assert isinstance(result, ValueError)
-        assert str(result).endswith(f"for batch statistics in training, got {counted}")
-    assert {bn.num_batches_tracked for bn in modules} == {0}
-
-
 def test_nonfinite_statistics_are_everybody_s() -> None:
     group = Threads(2)
     x = cases.problem((6, 4)).x
@@ -481,6 +475,136 @@ def test_the_text_of_an_error_may_be_cut(length: int) -> None:
     assert ("häßlich" * 10).startswith(found[:-3])
     rustbn.distributed._write_text(row, "short")
     assert rustbn.distributed._text(row) == "short"
+
+
+# Masks: each rank has its own; what counts is what they count together.
+
+LENGTHS = [(6, 1, 0, 3, 6, 2, 5, 4, 1), (0, 0, 0, 0, 6, 6, 1, 1, 0), (0, 1, 0, 0, 0, 0, 0, 0, 1)]
+
+
+def counted(lengths: Sequence[int] | Array, length: int = 6) -> Array:
+    return np.arange(length) < np.array(lengths)[:, None]
+
+
+def pieces(rank: int, sizes: Sequence[int], lengths: Sequence[int], form: str) -> dict[str, Any]:
+    """Return what tells a rank which of its positions count, in one of the forms there are."""
+    mine = shards(np.array(lengths), sizes)[rank]
+    if form == "lengths":
+        return {"lengths": mine.tolist()}
+    mask = counted(mine)
+    return {"mask": mask[:, None] if form == "mask of x's rank" else mask}
+
+
+@pytest.mark.parametrize("form", ["lengths", "mask", "mask of x's rank"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("sizes", [(4, 5), (9, 0), (3, 1, 5)], ids=str)
+def test_only_what_counts_enters(
+    sizes: tuple[int, ...], lengths: tuple[int, ...], form: str
+) -> None:
+    """Positions that do not count are NaN, and as if they were not there."""
+    p, _ = problem((9, 4, 6), 1, np.float32)
+    here = counted(lengths)
+    x, dy = p.x.copy(), p.dy.copy()
+    x.transpose(0, 2, 1)[~here] = np.nan
+    dy.transpose(0, 2, 1)[~here] = 0
+    group = Threads(len(sizes))
+
+    def rank(r: int) -> tuple[Array, Array, SyncBatchNorm]:
+        bn = SyncBatchNorm(4, group=group)
+        bn.weight[:], bn.bias[:] = p.weight, p.bias  # type: ignore[index]
+        y = bn(shards(x, sizes)[r], **pieces(r, sizes, lengths, form))
+        return y, bn.backward(shards(dy, sizes)[r]), bn
+
+    found = group.run(rank)
+    y = np.concatenate([each[0] for each in found]).transpose(0, 2, 1)
+    dx = np.concatenate([each[1] for each in found]).transpose(0, 2, 1)
+    values = x.transpose(0, 2, 1)[here]  # (positions that count, channels)
+    exact = oracle.train(values, p.weight, p.bias)
+    assert_forward(y[here], exact)
+    gradients = oracle.train_backward(dy.transpose(0, 2, 1)[here], values, p.weight)
+    assert_backward(dx[here], None, None, gradients)
+    assert not dx[~here].any()
+    for _, _, bn in found:
+        assert_same_bits(bn.running_var, found[0][2].running_var)
+        expected = 0.9 + 0.1 * oracle.unbiased(values)
+        np.testing.assert_allclose(bn.running_var, expected, rtol=3e-7)
+    share = np.sum([bn.weight_grad for _, _, bn in found], axis=0)
+    np.testing.assert_allclose(share, gradients.dweight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", ("leaky_relu", 0.3)], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_gradients_of_all_positions_beside_autograd(
+    activation: oracle.Activation, with_residual: bool
+) -> None:
+    """Every position is normalised, so each has a gradient, though few made the statistics."""
+    p, residual = problem((9, 4, 6), 1, np.float64)
+    sizes, lengths = (2, 0, 7), LENGTHS[0]
+    group = Threads(3)
+
+    def rank(r: int) -> tuple[Array, Any]:
+        bn = SyncBatchNorm(4, dtype=np.float64, activation=activation, group=group)
+        bn.weight[:], bn.bias[:] = p.weight, p.bias  # type: ignore[index]
+        extra = shards(residual, sizes)[r] if with_residual else None
+        y = bn(shards(p.x, sizes)[r], residual=extra, mask=shards(counted(lengths), sizes)[r])
+        gradients = bn.backward(shards(p.dy, sizes)[r])
+        return y, gradients if with_residual else (gradients,)
+
+    found = group.run(rank)
+    x, r = (torch.from_numpy(v.copy()).requires_grad_() for v in (p.x, residual))
+    m = torch.from_numpy(counted(lengths).astype(float))[:, None]
+    n = m.sum()
+    mean = (x * m).sum((0, 2), keepdim=True) / n
+    var = ((x - mean) ** 2 * m).sum((0, 2), keepdim=True) / n
+    weight, bias = (torch.from_numpy(v)[:, None] for v in (p.weight, p.bias))
+    z = (x - mean) / torch.sqrt(var + 1e-5) * weight + bias
+    if with_residual:
+        z = z + r
+    slope = {None: 1.0, "relu": 0.0}.get(activation, 0.3)  # type: ignore[arg-type]
+    y = torch.where(z > 0, z, z * slope)
+    y.backward(torch.from_numpy(p.dy))  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(np.concatenate([f[0] for f in found]), y.detach(), atol=1e-13)
+    for which, tensor in enumerate((x, r)[: 1 + with_residual]):
+        gradient = np.concatenate([f[1][which] for f in found])
+        assert tensor.grad is not None
+        np.testing.assert_allclose(gradient, tensor.grad, atol=1e-13)
+
+
+@pytest.mark.parametrize("lengths", [(0, 0, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0)])
+def test_too_few_that_count_in_the_group(lengths: tuple[int, ...]) -> None:
+    group, sizes = Threads(3), (2, 0, 2)
+    modules = [SyncBatchNorm(4, group=group) for _ in range(3)]
+    x = cases.problem((4, 4, 6)).x
+    found = group.run(
+        lambda r: modules[r](shards(x, sizes)[r], **pieces(r, sizes, lengths, "lengths"))
+    )
+    for result in found:
+        assert isinstance(result, ValueError)
+        assert (
+            f"over all ranks of the group, for batch statistics in training, got {sum(lengths)}"
+            in (str(result))
+        )
+    assert {bn.num_batches_tracked for bn in modules} == {0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"mask": np.ones((2, 4), np.float32)}, TypeError, "mask must"),
+        ({"mask": np.ones((3, 3), np.bool_)}, ValueError, "mask must"),
+        ({"lengths": [1, 9]}, ValueError, "lengths must"),
+        ({"lengths": [1.5, 1.0]}, TypeError, "lengths must"),
+        ({"lengths": [1, 1], "mask": np.ones((2, 3), np.bool_)}, ValueError, "mask|lengths"),
+    ],
+)
+def test_a_wrong_mask_on_one_rank(
+    changes: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    group = Threads(3)
+    modules = [SyncBatchNorm(4, group=group) for _ in range(3)]
+    x = cases.problem((2, 4, 3)).x
+    fails(group, lambda r: modules[r](x, **(changes if r == 1 else {})), error, match)
+    assert {bn.num_batches_tracked for bn in modules} == {0}
 
 
 # What a group is.

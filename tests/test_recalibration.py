@@ -215,6 +215,18 @@ def test_statistics_that_are_not_finite(policy: str) -> None:
     assert bn.running_mean[0] > 900
 
 
+def test_only_what_counts_is_seen() -> None:
+    lengths = np.arange(37) % 5  # up to 4, and 0 for some
+    here = np.arange(4) < lengths[:, None]
+    x = DATA.copy()
+    x.transpose(0, 2, 1)[~here] = np.nan
+    bn = BatchNorm(5)
+    batches = zip(cut(x, 10, 20), cut(lengths, 10, 20), strict=True)
+    recompute_statistics([bn], batches, lambda batch: bn(batch[0], lengths=batch[1]))
+    check(bn, x.transpose(0, 2, 1)[here])
+    assert bn.num_batches_tracked == 3
+
+
 def test_of_a_group() -> None:
     group = Threads(3)
     parts = shards(DATA, (20, 0, 17))

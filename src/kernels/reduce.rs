@@ -458,13 +458,15 @@ unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
         for (k, of_row) in of_rows.iter_mut().enumerate().take(rows).skip(1) {
             *of_row = counted.row(start + row + k);
         }
+        let alike = of_rows.iter().all(|of_row| of_row.alike());
+        let of_first = bits_of(of_rows, 0);
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
             let mut col = 0;
             // The common case is a loop of little else than its arithmetic: what is decided for each
             // vector took as long again.
             while rows == ROWS && col + LANES <= sheet.cols {
-                let bits = bits_of(of_rows, col);
+                let bits = if alike { of_first } else { bits_of(of_rows, col) };
                 if fetch && bits != 0 {
                     for k in 0..ROWS {
                         terms.prefetch(simd, at + ahead + pace * col + k * step);

@@ -420,6 +420,11 @@ impl<'py> Output<'py> {
         data(&self.dense)
     }
 
+    /// The array that is written, ordered like x. [`Output::finish`] brings it to the caller's.
+    pub(super) fn dense(&self) -> &Bound<'py, PyUntypedArray> {
+        &self.dense
+    }
+
     /// The array that the caller gets.
     pub(super) fn array(&self) -> &Bound<'py, PyUntypedArray> {
         &self.array

@@ -263,13 +263,13 @@ fn differentiate_groups<'py>(
     for (range, context) in ranges.iter().zip(contexts) {
         let part = |array: &Bound<'py, PyUntypedArray>| samples(array.as_any(), *axis, range);
         let dy = part(&dy.given)?;
-        let out = all.dx.as_ref().map(|dx| part(dx.array())).transpose()?;
+        let out = all.dx.as_ref().map(|dx| part(dx.dense())).transpose()?;
         let of_part = differentiate(py, &dy, context, out.as_ref(), needs, None)?;
         if let Some(dx) = of_part.dx {
             dx.finish()?;
         }
         if let (Some(whole), Some(of_part)) = (&all.dresidual, of_part.dresidual) {
-            let into = part(whole.array())?.cast_into::<PyUntypedArray>()?;
+            let into = part(whole.dense())?.cast_into::<PyUntypedArray>()?;
             array::copy(&into, of_part.finish()?.cast::<PyUntypedArray>()?)?;
         }
         for (total, of_part) in
