@@ -1,6 +1,6 @@
 """Train the demonstration's network on several processes as if on one.
 
-    mpiexec -n 2 python examples/train_data_parallel.py
+    mpiexec -n 2 python -m mpi4py examples/train_data_parallel.py
     torchrun --nproc-per-node 2 examples/train_data_parallel.py --gloo
 
 Each process takes a part of every batch, the last one the most. Batch norm normalises with the

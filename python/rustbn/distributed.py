@@ -85,7 +85,7 @@ convention, on_nonfinite, renorm
     -----
     A training forward gathers 2 C + 1 float64 from each rank, and its backward as many; the first
     forward of all also checks that the ranks have the same `num_features`. In eval and when frozen
-    nothing is exchanged.
+    nothing is exchanged. There is no `group_size`: ghost batches are less than a rank's batch.
 
     What is wrong with a call on one rank, such as a batch of another dtype, is known before the
     exchange. That rank raises its exception and the others a `RuntimeError` that tells of it, and
@@ -97,7 +97,7 @@ convention, on_nonfinite, renorm
 
     Examples
     --------
-    With mpi4py, under ``mpiexec -n 2 python train.py``::
+    With mpi4py, under ``mpiexec -n 2 python -m mpi4py train.py``::
 
         from mpi4py import MPI
 
