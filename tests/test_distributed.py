@@ -168,6 +168,85 @@ def test_renormalisation_is_by_the_statistics_of_the_group() -> None:
     np.testing.assert_allclose(share, expected["weight_grad"], rtol=1e-12)
 
 
+def compare(sizes: tuple[int, ...], forward: dict[str, Any] | None = None, **options: Any) -> None:
+    """Assert that three steps of two backwards each are those of `BatchNorm` on whole batches."""
+    group, arguments = Threads(len(sizes)), forward or {}
+    problems = [cases.problem((9, 4, 5), seed=seed) for seed in range(3)]
+
+    def cut(value: Any, rank: int) -> Any:
+        sliced = isinstance(value, np.ndarray) and len(value) == 9
+        return shards(value, sizes)[rank] if sliced else value
+
+    def train(
+        bn: rustbn.BatchNorm, rank: int | None = None
+    ) -> tuple[rustbn.BatchNorm, list[Array]]:
+        found = []
+        for p in problems:
+            x, dy, own = p.x, p.dy, arguments
+            if rank is not None:
+                x, dy = cut(x, rank), cut(dy, rank)
+                own = {name: cut(value, rank) for name, value in arguments.items()}
+            found += [bn(x, **own), bn.backward(dy), bn.backward(2 * dy)]
+        return bn, found
+
+    plain, expected = train(rustbn.BatchNorm(4, **options))
+    ranks = group.run(lambda r: train(SyncBatchNorm(4, group=group, **options), r))
+    for result in ranks:
+        if isinstance(result, Exception):
+            raise result
+    for index, whole in enumerate(expected):
+        parts = np.concatenate([found[index] for _, found in ranks])
+        np.testing.assert_allclose(parts, whole, rtol=0, atol=3e-6)
+    state = ranks[0][0].state_dict()
+    for name, value in plain.state_dict().items():
+        np.testing.assert_allclose(state[name], value, rtol=1e-6)
+        for bn, _ in ranks:
+            assert_same_bits(bn.state_dict()[name], state[name], f"{name} on every rank")
+    for name, value in plain.named_grads():
+        total = np.sum([dict(bn.named_grads())[name] for bn, _ in ranks], axis=0)
+        np.testing.assert_allclose(total, value, rtol=1e-5, atol=1e-5)
+
+
+MASK = np.ones((9, 1, 5), np.bool_)
+MASK[:4] = MASK[6, 0, 2:] = False  # nothing counts in the first four samples
+LENGTHS_OF_ALL = np.array([0, 0, 0, 0, 1, 2, 3, 5, 4])
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mask": ({"mask": MASK}, {}),
+    "mask of all samples": ({"mask": np.array([[[True, False, True, True, False]]])}, {}),
+    "lengths": ({"lengths": LENGTHS_OF_ALL}, {"activation": "relu"}),
+    "renorm": ({}, {"renorm": (1.5, 0.25)}),
+    "renorm, cumulative": ({"mask": MASK}, {"renorm": (1.5, 0.25), "momentum": None}),
+    "renorm, update": ({"update": False}, {"renorm": (1.5, 0.25)}),
+    "no statistics": ({}, {"track_running_stats": False}),
+    "no bias": ({}, {"bias": False}),
+}
+
+
+@pytest.mark.parametrize("sizes", [(4, 5), (9, 0), (1, 0, 8)], ids=str)
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_counts_and_where_it_goes_is_the_group_s(case: str, sizes: tuple[int, ...]) -> None:
+    forward, options = OTHERS[case]
+    compare(sizes, forward, **options)
+
+
+def test_modules_of_a_network_share_a_group() -> None:
+    group = Threads(2)
+    p = cases.problem((9, 4, 5))
+    mix = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
+
+    def network(bns: list[Any], x: Array, dy: Array) -> tuple[Array, Array]:
+        y = bns[1](np.einsum("oc,ncl->nol", mix, bns[0](x)))
+        return y, bns[0].backward(np.einsum("oc,nol->ncl", mix, bns[1].backward(dy)))
+
+    def rank(r: int) -> tuple[Array, Array]:
+        bns = [SyncBatchNorm(features, group=group) for features in (4, 3)]
+        return network(bns, shards(p.x, (2, 7))[r], shards(p.dy[:, :3], (2, 7))[r])
+
+    expected = network([rustbn.BatchNorm(4), rustbn.BatchNorm(3)], p.x, p.dy[:, :3])
+    for parts, whole in zip(zip(*group.run(rank), strict=True), expected, strict=True):
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-5)
+
+
 def test_a_batch_that_is_empty_on_all_ranks() -> None:
     group = Threads(2)
 
@@ -221,6 +300,9 @@ def test_gradient_through_the_group_by_finite_differences() -> None:
 FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "dtype of x": ({"x": np.ones((2, 4, 3), np.int32)}, TypeError, r"x must have dtype"),
     "no array": ({"x": [[1.0]]}, TypeError, r"x must be"),
+    "no array at all": ({"x": [[1.0], [1.0, 2.0]]}, TypeError, r"x must be"),
+    "mask": ({"mask": np.ones((3, 1, 3), np.bool_)}, ValueError, "mask must"),
+    "lengths": ({"lengths": [1, 4]}, ValueError, "lengths must"),
     "rank of x": ({"x": np.ones(4, np.float32)}, ValueError, r"x must have"),
     "channels": ({"x": np.ones((2, 5, 3), np.float32)}, ValueError, r"\(5,\)|5 channels|4"),
     "residual": ({"residual": np.ones((2, 4, 4), np.float32)}, ValueError, "residual must"),
@@ -282,6 +364,7 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(case: str, steps_before: i
         (lambda bn: setattr(bn, "running_mean", [0.0] * 4), TypeError, "running_mean must"),
         (lambda bn: bn.running_var.setflags(write=False), ValueError, "running_var"),
         (lambda bn: setattr(bn, "activation", "silu"), ValueError, "activation must"),
+        (lambda bn: setattr(bn, "group_size", 2), ValueError, "group_size must be None"),
     ],
 )
 def test_what_is_wrong_with_a_module_is_an_error_on_all_ranks(
@@ -373,6 +456,21 @@ def test_one_value_per_channel_in_the_group(sizes: tuple[int, int]) -> None:
     for result in found:
         assert isinstance(result, ValueError)
         assert "x must have at least 2 values per channel" in str(result)
+    assert {bn.num_batches_tracked for bn in modules} == {0}
+
+
+@pytest.mark.parametrize("sizes", [(4, 5), (9, 0)], ids=str)
+@pytest.mark.parametrize("counted", [0, 1])
+def test_a_mask_that_counts_too_little_in_the_group(sizes: tuple[int, int], counted: int) -> None:
+    group = Threads(2)
+    mask = np.zeros((9, 1), np.bool_)
+    mask[:counted] = True
+    modules = [SyncBatchNorm(4, group=group) for _ in range(2)]
+    x = cases.problem((9, 4)).x
+    found = group.run(lambda r: modules[r](shards(x, sizes)[r], mask=shards(mask, sizes)[r]))
+    for result in found:
+        assert isinstance(result, ValueError)
+        assert str(result).endswith(f"for batch statistics in training, got {counted}")
     assert {bn.num_batches_tracked for bn in modules} == {0}
 
 

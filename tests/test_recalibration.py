@@ -113,6 +113,15 @@ def test_all_else_is_as_before() -> None:
     assert bn.running_mean is running_mean
 
 
+def test_statistics_that_are_replaced_are_nothing_to_renormalise_toward() -> None:
+    """A module that renormalises, and has never been trained, still normalises with the batch."""
+    first, second = BatchNorm(5, renorm=(3.0, 5.0)), BatchNorm(5)
+    recompute_statistics([first, second], [DATA], lambda x: second(first(x)))
+    check(first, DATA)
+    check(second, BatchNorm(5)(DATA))
+    assert first.renorm == (3.0, 5.0)
+
+
 def snapshot(*modules: BatchNorm) -> list[Any]:
     return [
         ({k: v.tobytes() for k, v in bn.state_dict().items()}, bn.training, bn._context)
@@ -162,6 +171,18 @@ def test_what_is_no_module_is_refused_before_the_first_batch(
 ) -> None:
     with pytest.raises(error, match=match):
         recompute_statistics(modules, [DATA], lambda x: pytest.fail("called"))
+
+
+def test_what_cannot_be_called_is_refused_before_the_first_batch() -> None:
+    def batches() -> Iterator[Array]:
+        pytest.fail("asked for a batch")
+        yield DATA
+
+    bn: Any = BatchNorm(5)
+    with pytest.raises(TypeError, match="forward must be callable, got int"):
+        recompute_statistics([bn], batches(), 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="progress must be a bool or callable, got str"):
+        recompute_statistics([bn], batches(), bn, progress="bar")  # type: ignore[arg-type]
 
 
 def test_a_module_that_sees_too_little_is_named() -> None:
@@ -229,6 +250,19 @@ def test_progress_is_told_to_a_callable() -> None:
     recompute_statistics([bn], cut(DATA, 10, 20), bn, progress=lambda *args: told.append(args))
     recompute_statistics([bn], iter(cut(DATA, 10)), bn, progress=lambda *args: told.append(args))
     assert told == [(1, 3), (2, 3), (3, 3), (1, None), (2, None)]
+
+
+def test_a_data_loader_may_not_know_its_length() -> None:
+    class Stream(torch.utils.data.IterableDataset[Array]):
+        def __iter__(self) -> Iterator[Array]:
+            yield from cut(DATA, 10)
+
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    told: list[tuple[int, int | None]] = []
+    bn = BatchNorm(5)
+    recompute_statistics([bn], loader, bn, progress=lambda *args: told.append(args))
+    assert told == [(1, None), (2, None)]
+    check(bn, DATA)
 
 
 def test_nothing_is_printed_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

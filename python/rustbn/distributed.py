@@ -90,7 +90,7 @@ convention, on_nonfinite, renorm
     What is wrong with a call on one rank, such as a batch of another dtype, is known before the
     exchange. That rank raises its exception and the others a `RuntimeError` that tells of it, and
     none is left waiting; no module has changed. So it is where some ranks call forward and others
-    backward. A rank that does not call at all is waited for.
+    backward. A rank that does not call, or is in eval or frozen, is waited for.
 
     Copies made by `copy` share the group. A group belongs to the processes that are in it, so a
     pickle leaves it out, and a module that was unpickled wants its `group` set before it trains.

@@ -394,6 +394,8 @@ on_nonfinite, group_size, renorm
         batches, momentum = self.num_batches_tracked, 0.0
         before: tuple[_FloatArray, _FloatArray] | None = None
         moves = update and self.track_running_stats and self._population is None
+        # Statistics that are to be replaced are nothing to renormalise toward.
+        renorm = self.renorm if self._population is None else None
         if moves:
             convention = self._convention()
             batches = (batches or 0) + 1
@@ -404,7 +406,7 @@ on_nonfinite, group_size, renorm
             careful = convention.biased or self.on_nonfinite != "propagate"
             if careful and running_mean is not None and running_var is not None:
                 before = np.array(running_mean), np.array(running_var)
-        elif self.renorm is not None:
+        elif renorm is not None:
             # Needed to renormalise, and not to be moved.
             running_mean, running_var = np.array(running_mean), np.array(running_var)
         else:
@@ -427,7 +429,7 @@ on_nonfinite, group_size, renorm
             mask=mask,
             lengths=lengths,
             group_size=self.group_size,
-            renorm=self.renorm,
+            renorm=renorm,
             out=out,
         )
         if before is not None and not self._settle(before, momentum, context):

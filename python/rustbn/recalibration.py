@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -43,7 +43,8 @@ def recompute_statistics(
         The data, in batches of any sizes; in random order, if the order has a meaning.
     forward : callable
         Called with each batch; runs the network, and with it `modules`, forward. Meanwhile these
-        are in training mode, and must stay in it: they normalise with the batch.
+        are in training mode, and must stay in it: they normalise with the batch, whatever their
+        `renorm`.
     progress : bool or callable, default False
         True writes a line that counts the batches to standard error, False nothing. A callable is
         called with the number of batches done and that of all batches, None where `batches` has no
@@ -52,7 +53,7 @@ def recompute_statistics(
     Raises
     ------
     TypeError
-        If `modules` has anything but batch norms.
+        If `modules` has anything but batch norms, or `forward` or `progress` is none of these.
     ValueError
         If `modules` is empty; if a module saw fewer than two values per channel.
     RuntimeError
@@ -85,14 +86,18 @@ def recompute_statistics(
     (array([4.5], dtype=float32), array([9.166667], dtype=float32))
     """
     named = _named(modules)
+    if not callable(forward):
+        raise TypeError(f"forward must be callable, got {type(forward).__name__}")
+    if not isinstance(progress, bool | np.bool_) and not callable(progress):
+        raise TypeError(f"progress must be a bool or callable, got {type(progress).__name__}")
     for module in named.values():
+        module._running_statistics("recompute_statistics")
         for name in ("running_mean", "running_var"):
-            module._running_statistics("recompute_statistics")
             module._own(name)
     kept = [(module, module.training, module._context) for module in named.values()]
-    total = len(batches) if isinstance(batches, Sized) else None
-    line = _Line() if progress is True else None
-    report: Progress = line or (progress if callable(progress) else lambda done, total: None)
+    total = _length(batches)
+    line = None if callable(progress) or not progress else _Line()
+    report: Progress | None = progress if callable(progress) else line
     done = 0
     try:
         for module in named.values():
@@ -101,7 +106,8 @@ def recompute_statistics(
             module.train()
         for done, batch in enumerate(batches, start=1):
             forward(batch)
-            report(done, total)
+            if report is not None:
+                report(done, total)
         found = [_Statistics.of(name, module) for name, module in named.items()]
     finally:
         if line is not None:
@@ -162,6 +168,13 @@ def _named(modules: Iterable[BatchNorm] | Mapping[str, BatchNorm]) -> dict[str, 
         raise ValueError("modules must have at least one batch norm, got none")
     once = {id(module): name for name, module in reversed(named.items())}
     return {name: named[name] for name in reversed(once.values()) if not named[name].frozen}
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a stream, or a data loader that finds no length in its data set
+        return None
 
 
 class _Line:

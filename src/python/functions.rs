@@ -384,8 +384,9 @@ pub(super) fn batch_norm<'py>(
 ///
 /// Parameters
 /// ----------
-/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, mask, \
-/// lengths, group_size, renorm, out
+/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual
+///     As for `batch_norm`.
+/// mask, lengths, group_size, renorm, out
 ///     As for `batch_norm`.
 ///
 /// Returns

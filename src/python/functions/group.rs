@@ -35,7 +35,8 @@ impl super::Forward<'_, '_> {
 /// merge : callable
 ///     Called once, with the Moments of `x`; returns those of the batch, or raises, and then nothing
 ///     has changed. Of itself this function raises before it calls.
-/// x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, \
+/// x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual
+///     As for `batch_norm_forward`.
 /// mask, lengths, renorm, out
 ///     As for `batch_norm_forward`.
 ///
