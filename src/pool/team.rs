@@ -18,14 +18,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// If `body` does, on whichever thread.
 pub(crate) fn for_each(workers: usize, items: usize, body: impl Fn(usize) + Sync) {
     let workers = workers.min(items);
-    let pool = if workers > 1 { helpers(workers - 1) } else { None };
-    let Some(pool) = pool else {
-        (0..items).for_each(body);
-        return;
-    };
-    let body: &(dyn Fn(usize) + Sync) = &body;
-    // SAFETY: the job is closed before `body` goes out of scope, on every way out of this function;
-    // then nobody calls it.
+    match if workers > 1 { helpers(workers - 1) } else { None } {
+        Some(pool) => share(pool, workers, items, &body),
+        None => (0..items).for_each(body),
+    }
+}
+
+/// [`for_each`] with threads of `pool`; one function for all bodies, of which there are dozens.
+fn share(pool: &ThreadPool, workers: usize, items: usize, body: &(dyn Fn(usize) + Sync)) {
+    // SAFETY: the job is closed before this function is left, on every way out of it; then nobody
+    // calls `body`.
     let body: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(body) };
     let job = Arc::new(Job {
         body,
