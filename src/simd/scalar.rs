@@ -42,6 +42,17 @@ operator!(Sub, sub, -);
 operator!(Mul, mul, *);
 operator!(Div, div, /);
 
+/// What `f` makes of each lane. It is a loop because the compiler now and then leaves the inside of
+/// `array::map` as calls, one a lane.
+#[inline(always)]
+fn each<T: Copy, U: Copy + Default>(lanes: [T; LANES], f: impl Fn(T) -> U) -> [U; LANES] {
+    let mut results = [U::default(); LANES];
+    for i in 0..LANES {
+        results[i] = f(lanes[i]);
+    }
+    results
+}
+
 /// Rounding from `f64`.
 trait Narrow {
     fn narrow(wide: f64) -> Self;
@@ -64,7 +75,7 @@ impl Narrow for f64 {
 impl Double for Lanes<f64> {
     #[inline(always)]
     fn power_of_two(self) -> Self {
-        Lanes(self.0.map(|x| f64::from_bits((x + EXPONENT).to_bits() << 52)))
+        Lanes(each(self.0, |x| f64::from_bits((x + EXPONENT).to_bits() << 52)))
     }
 }
 
@@ -118,12 +129,12 @@ where
 
     #[inline(always)]
     fn widen(self) -> Lanes<f64> {
-        Lanes(self.0.map(Into::into))
+        Lanes(each(self.0, Into::into))
     }
 
     #[inline(always)]
     fn narrow(wide: Lanes<f64>) -> Self {
-        Lanes(wide.0.map(T::narrow))
+        Lanes(each(wide.0, T::narrow))
     }
 
     #[inline(always)]
@@ -184,22 +195,22 @@ impl Bits16 for Bits {
 
     #[inline(always)]
     fn widen_f16(self) -> Lanes<f32> {
-        Lanes(self.0.map(bits16::widen_f16))
+        Lanes(each(self.0, bits16::widen_f16))
     }
 
     #[inline(always)]
     fn widen_bf16(self) -> Lanes<f32> {
-        Lanes(self.0.map(bits16::widen_bf16))
+        Lanes(each(self.0, bits16::widen_bf16))
     }
 
     #[inline(always)]
     fn narrow_f16(float: Lanes<f32>) -> Self {
-        Bits(float.0.map(bits16::narrow_f16))
+        Bits(each(float.0, bits16::narrow_f16))
     }
 
     #[inline(always)]
     fn narrow_bf16(float: Lanes<f32>) -> Self {
-        Bits(float.0.map(bits16::narrow_bf16))
+        Bits(each(float.0, bits16::narrow_bf16))
     }
 }
 
