@@ -30,40 +30,43 @@ use crate::kernels::backward_apply::{self, BackwardApply};
 use crate::kernels::backward_reduce::GradTerms;
 use crate::kernels::gate::GateMap;
 use crate::kernels::map::{Stores, Table};
+use crate::mask::Batch;
 use crate::moments::{self, Moments};
 use crate::schedule::Plan;
 use crate::sweep;
 use crate::view::View;
 
 /// The two sums that the gradients are made of, about the mean of `moments`: the statistics that
-/// the forward pass normalised with. Running statistics do as well, as those of one value.
+/// the forward pass normalised with. Running statistics do as well, as those of one value. All
+/// positions are summed; what does not count adds nothing where `dy` is zero, whatever `x` is there.
 ///
 /// # Errors
-/// [`Error::Shape`] if `dy` or `x` is not exactly the elements of `view`; [`Error::Length`] if
+/// [`Error::Shape`] if `dy` or `x` is not exactly the elements of the batch; [`Error::Length`] if
 /// `moments` has other channels.
-pub fn backward_reduce<E: Element>(
-    view: View,
+pub fn backward_reduce<'a, E: Element>(
+    batch: impl Into<Batch<'a>>,
     dy: &[E],
     x: &[E],
     moments: &Moments,
     execution: Execution,
 ) -> Result<GradSums, Error> {
-    view.check("x", x)?;
-    view.check("dy", dy)?;
-    view.check_vector("moments", moments.mean())?;
-    // SAFETY: both are exactly the elements of `view`, and the channels of `moments` were checked.
-    Ok(unsafe { backward_reduce_raw(view, dy.as_ptr(), x.as_ptr(), moments, execution) })
+    let batch = batch.into();
+    batch.view.check("x", x)?;
+    batch.view.check("dy", dy)?;
+    batch.view.check_vector("moments", moments.mean())?;
+    // SAFETY: both are exactly the elements of the batch, and the channels of `moments` were checked.
+    Ok(unsafe { backward_reduce_raw(batch, dy.as_ptr(), x.as_ptr(), moments, execution) })
 }
 
 /// Writes the gradient with respect to `x` to `dx`, from statistics and sums of the whole batch, of
-/// which `x` may be a part.
+/// which `x` may be a part. At positions that do not count it is `dy * scale`.
 ///
 /// # Errors
-/// [`Error::Shape`] if `dy`, `x` or `dx` is not exactly the elements of `view`; [`Error::Length`]
+/// [`Error::Shape`] if `dy`, `x` or `dx` is not exactly the elements of the batch; [`Error::Length`]
 /// if `moments`, `sums` or `weight` has other channels.
 #[allow(clippy::too_many_arguments)]
-pub fn backward_apply<E: Element>(
-    view: View,
+pub fn backward_apply<'a, E: Element>(
+    batch: impl Into<Batch<'a>>,
     dy: &[E],
     x: &[E],
     moments: &Moments,
@@ -73,13 +76,14 @@ pub fn backward_apply<E: Element>(
     dx: &mut [E],
     execution: Execution,
 ) -> Result<(), Error> {
-    check(&view, dy, x, moments, weight, dx)?;
-    view.check_vector("grad_sums", sums.sum_dy())?;
-    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the
+    let batch = batch.into();
+    check(&batch.view, dy, x, moments, weight, dx)?;
+    batch.view.check_vector("grad_sums", sums.sum_dy())?;
+    // SAFETY: all are exactly the elements of the batch, a `&mut` shares memory with nothing, and the
     // vectors were checked.
     unsafe {
         backward_apply_raw(
-            view,
+            batch,
             dy.as_ptr(),
             x.as_ptr(),
             moments,
@@ -100,8 +104,8 @@ pub fn backward_apply<E: Element>(
 /// # Errors
 /// As [`backward_apply`].
 #[allow(clippy::too_many_arguments)]
-pub fn batch_norm_backward<E: Element>(
-    view: View,
+pub fn batch_norm_backward<'a, E: Element>(
+    batch: impl Into<Batch<'a>>,
     dy: &[E],
     x: &[E],
     moments: &Moments,
@@ -110,12 +114,13 @@ pub fn batch_norm_backward<E: Element>(
     dx: &mut [E],
     execution: Execution,
 ) -> Result<GradSums, Error> {
-    check(&view, dy, x, moments, weight, dx)?;
-    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and the
+    let batch = batch.into();
+    check(&batch.view, dy, x, moments, weight, dx)?;
+    // SAFETY: all are exactly the elements of the batch, a `&mut` shares memory with nothing, and the
     // vectors were checked.
     Ok(unsafe {
         batch_norm_backward_raw(
-            view,
+            batch,
             Upstream { dy: dy.as_ptr(), gate: None },
             x.as_ptr(),
             moments,
@@ -174,20 +179,23 @@ fn check<E>(
 /// [`backward_reduce`] of the elements at `dy` and `x`.
 ///
 /// # Safety
-/// `dy` and `x` are readable for `view`; `moments` has its channels.
+/// `dy` and `x` are readable for the batch; `moments` has its channels.
 pub(crate) unsafe fn backward_reduce_raw<E: Element>(
-    view: View,
+    batch: Batch<'_>,
     dy: *const E,
     x: *const E,
     moments: &Moments,
     execution: Execution,
 ) -> GradSums {
+    let Batch { view, mask } = batch;
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
     let plan = Plan::new(view, size_of::<E>(), 2, execution);
     // SAFETY: handed on to the caller.
-    let sums = unsafe { sweep::reduce(&plan, execution.level, GradTerms { dy, x, moments }) };
+    let sums = unsafe {
+        sweep::reduce(&plan, execution.level, mask, GradTerms::new(dy, x, moments, mask.is_some()))
+    };
     GradSums::from_sums(sums, moments)
 }
 
@@ -231,11 +239,11 @@ impl<R: Real> Finish<R, 6> for Differentiate<'_> {
 /// [`backward_apply`] from `dy` and `x` to `dx`.
 ///
 /// # Safety
-/// `dy` and `x` are readable and `dx` writable for `view`; `dx` is `dy`, is `x`, or shares no
-/// memory with them; `moments`, `sums` and `weight` have the channels of `view`.
+/// `dy` and `x` are readable and `dx` writable for the batch; `dx` is `dy`, is `x`, or shares no memory
+/// with them; `moments`, `sums` and `weight` have its channels.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn backward_apply_raw<E: Element>(
-    view: View,
+    batch: Batch<'_>,
     dy: *const E,
     x: *const E,
     moments: &Moments,
@@ -245,6 +253,7 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
     dx: *mut E,
     execution: Execution,
 ) {
+    let Batch { view, mask } = batch;
     if view.is_empty() {
         return;
     }
@@ -257,7 +266,7 @@ pub(crate) unsafe fn backward_apply_raw<E: Element>(
         [sums.sum_dy(), sums.sum_dy_xmu()],
     );
     // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, BackwardApply { dy, x, dx }, &table) };
+    unsafe { sweep::map(&plan, execution.level, mask, BackwardApply { dy, x, dx }, &table) };
 }
 
 /// What comes from above: `dy`, or what an activation behind the normalisation makes of it.
@@ -300,7 +309,7 @@ pub(crate) unsafe fn gate_raw<E: Element>(
     let table = apply::table(affine, execution.level);
     let map = GateMap { dy, x, then: then(epilogue), dz };
     // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, map, &table) };
+    unsafe { sweep::map(&plan, execution.level, None, map, &table) };
 }
 
 /// An epilogue of training as kernels see it.
@@ -312,12 +321,12 @@ fn then<E>(RawEpilogue { residual, activation }: RawEpilogue<E>) -> Then<E, Gate
 /// [`batch_norm_backward`] from `upstream` and `x` to `dx`.
 ///
 /// # Safety
-/// `dy`, `x` and a residual are readable and `dx` and `dz` writable for `view`; `dx` is `dy` or
-/// shares no memory with them; `dz` is `dx` or `dy` or shares no memory with any; `moments`,
-/// `weight` and the affine have the channels of `view`; the activation is a gate.
+/// `dy`, `x` and a residual are readable and `dx` and `dz` writable for the batch; `dx` is `dy` or
+/// shares no memory with them; `dz` is `dx` or `dy` or shares no memory with any; `moments`, `weight`
+/// and the affine have the channels of the batch; the activation is a gate.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
-    view: View,
+    batch: Batch<'_>,
     upstream: Upstream<'_, E>,
     x: *const E,
     moments: &Moments,
@@ -326,6 +335,7 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     dx: *mut E,
     execution: Execution,
 ) -> GradSums {
+    let Batch { view, mask } = batch;
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
@@ -336,10 +346,11 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     let level = execution.level;
     let Some(Gating { epilogue, affine, dz }) = gate else {
         let plan = plan.writing(dy, dx);
-        let (terms, map) = (GradTerms { dy, x, moments }, BackwardApply { dy, x, dx });
+        let (terms, map) =
+            (GradTerms::new(dy, x, moments, mask.is_some()), BackwardApply { dy, x, dx });
         // SAFETY: handed on to the caller; a block's sums are complete before the first of its
         // outputs is written.
-        let sums = unsafe { sweep::fused(&plan, level, |_, _| {}, terms, map, finish) };
+        let sums = unsafe { sweep::fused(&plan, level, mask, |_, _| {}, terms, map, finish) };
         return GradSums::from_sums(sums, moments);
     };
     let coefficients = apply::table::<E::Real>(affine, level);
@@ -351,10 +362,11 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     // SAFETY: `fused` calls this for each block and chunk once, before it reads `dz` there; the table
     // outlives it; the rest is handed on to the caller.
     let before =
-        |block, chunk| unsafe { sweep::map_item(&first, level, gate, table, block, chunk) };
+        |block, chunk| unsafe { sweep::map_item(&first, level, None, gate, table, block, chunk) };
     let dy = dz.cast_const();
-    let (terms, map) = (GradTerms { dy, x, moments }, BackwardApply { dy, x, dx });
+    let (terms, map) =
+        (GradTerms::new(dy, x, moments, mask.is_some()), BackwardApply { dy, x, dx });
     // SAFETY: handed on to the caller.
-    let sums = unsafe { sweep::fused(&plan, level, before, terms, map, finish) };
+    let sums = unsafe { sweep::fused(&plan, level, mask, before, terms, map, finish) };
     GradSums::from_sums(sums, moments)
 }

@@ -9,15 +9,17 @@ use crate::items::{Finish, group};
 use crate::kernels::GROUP;
 use crate::kernels::apply::{self, Apply};
 use crate::kernels::moments::MomentTerms;
+use crate::mask::Batch;
 use crate::moments::{self, Moments};
+use crate::renorm::{self, Renorm};
 use crate::schedule::Plan;
 use crate::sweep;
 use crate::view::View;
 
-/// Statistics of each channel of `x`.
+/// Statistics of each channel of `x`, over the positions that count.
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` is not exactly the elements of `view`.
+/// [`Error::Shape`] if `x` is not exactly the elements of the batch.
 ///
 /// ```
 /// use rustbn::{Execution, View, moments};
@@ -28,10 +30,15 @@ use crate::view::View;
 /// assert_eq!(moments.var(0.0), [5.0, 0.0]);
 /// # Ok::<(), rustbn::Error>(())
 /// ```
-pub fn moments<E: Element>(view: View, x: &[E], execution: Execution) -> Result<Moments, Error> {
-    view.check("x", x)?;
-    // SAFETY: `x` is exactly the elements of `view`.
-    Ok(unsafe { moments_raw(view, x.as_ptr(), execution) })
+pub fn moments<'a, E: Element>(
+    batch: impl Into<Batch<'a>>,
+    x: &[E],
+    execution: Execution,
+) -> Result<Moments, Error> {
+    let batch = batch.into();
+    batch.view.check("x", x)?;
+    // SAFETY: `x` is exactly the elements of the batch.
+    Ok(unsafe { moments_raw(batch, x.as_ptr(), execution) })
 }
 
 /// Writes `activation((x - mean) * scale + bias + residual)` to `y`: batch normalization once its
@@ -77,18 +84,18 @@ pub fn apply_in_place<E: Element>(
     Ok(())
 }
 
-/// Normalises `x` with its own statistics and writes the result to `y`: the training forward pass
+/// Normalises `x` with its own statistics, those of the positions that count, and writes the result to `y`: the training forward pass
 /// (Ioffe & Szegedy 2015, Algorithm 1), walking blocks of channels while they are in the cache.
 /// Returns the statistics; the result is, bit for bit, that of [`moments`],
 /// [`Affine::from_moments`] and [`apply`].
 ///
 /// # Errors
-/// [`Error::Shape`] if `x`, `y` or the residual is not exactly the elements of `view`;
-/// [`Error::Length`] if `weight` or `bias` is not one value a channel; [`Error::Range`] for an
-/// activation of inference.
+/// [`Error::Shape`] if `x`, `y` or the residual is not exactly the elements of the batch;
+/// [`Error::TooFewValues`] if no position counts; [`Error::Length`] if `weight` or `bias` is not one
+/// value a channel; [`Error::Range`] for an activation of inference.
 #[allow(clippy::too_many_arguments)]
-pub fn batch_norm<E: Element>(
-    view: View,
+pub fn batch_norm<'a, E: Element>(
+    batch: impl Into<Batch<'a>>,
     x: &[E],
     weight: Option<&[f64]>,
     bias: Option<&[f64]>,
@@ -97,34 +104,43 @@ pub fn batch_norm<E: Element>(
     y: &mut [E],
     execution: Execution,
 ) -> Result<Moments, Error> {
+    let batch = batch.into();
+    let view = batch.view;
     view.check("x", x)?;
     view.check("y", y)?;
     weight.map_or(Ok(()), |weight| view.check_vector("weight", weight))?;
     bias.map_or(Ok(()), |bias| view.check_vector("bias", bias))?;
     epilogue.residual.map_or(Ok(()), |residual| view.check("residual", residual))?;
     epilogue.activation.check_training()?;
+    if batch.count() == 0 && !view.is_empty() {
+        let purpose = "batch statistics";
+        return Err(Error::TooFewValues { argument: "mask", purpose, got: 0 });
+    }
     let (epilogue, y) = (epilogue.raw(), y.as_mut_ptr());
-    // SAFETY: all are exactly the elements of `view`, a `&mut` shares memory with nothing, and
-    // vectors and activation were checked.
-    Ok(unsafe { batch_norm_raw(view, x.as_ptr(), weight, bias, eps, epilogue, y, execution) })
+    let x = x.as_ptr();
+    // SAFETY: all are exactly the elements of the batch, a `&mut` shares memory with nothing, and
+    // count, vectors and activation were checked.
+    Ok(unsafe { batch_norm_raw(batch, x, weight, bias, eps, None, epilogue, y, execution) })
 }
 
 /// [`moments`] of the elements at `x`.
 ///
 /// # Safety
-/// `x` is readable for `view`.
+/// `x` is readable for the batch.
 pub(crate) unsafe fn moments_raw<E: Element>(
-    view: View,
+    batch: Batch<'_>,
     x: *const E,
     execution: Execution,
 ) -> Moments {
-    if view.is_empty() {
-        return Moments::none(view);
+    let (Batch { view, mask }, count) = (batch, batch.count());
+    if view.is_empty() || count == 0 {
+        return Moments::none(view.channels, count);
     }
     let plan = Plan::new(view, size_of::<E>(), 1, execution);
-    // SAFETY: the caller vouches for `x`; the view is not empty.
-    let sums = unsafe { sweep::reduce(&plan, execution.level, MomentTerms(x)) };
-    Moments::from_sums(view.count() as u64, &sums.centers, &sums.first, &sums.second)
+    let terms = MomentTerms::new(batch, x);
+    // SAFETY: the caller vouches for `x`; it is not empty.
+    let sums = unsafe { sweep::reduce(&plan, execution.level, mask, terms) };
+    Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
 }
 
 /// [`apply`] from `x` to `y`.
@@ -149,7 +165,7 @@ pub(crate) unsafe fn apply_raw<E: Element>(
     let table = apply::table(affine, execution.level);
     with_stage!(epilogue, stage => {
         // SAFETY: handed on to the caller.
-        unsafe { sweep::map(&plan, execution.level, Apply { x, y, stage }, &table) };
+        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, &table) };
     });
 }
 
@@ -181,38 +197,40 @@ pub(crate) unsafe fn infer_raw<E: Element>(
     let table = sweep::finished(execution.level, finish, running_mean, [running_var, running_var]);
     with_stage!(epilogue, stage => {
         // SAFETY: handed on to the caller.
-        unsafe { sweep::map(&plan, execution.level, Apply { x, y, stage }, &table) };
+        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, &table) };
     });
 }
 
 /// [`batch_norm`] from `x` to `y`.
 ///
 /// # Safety
-/// `x` and a residual are readable and `y` writable for `view`; `y` is one of them or shares no
-/// memory with them; `weight` and `bias` have the channels of `view`; the activation is a gate.
+/// `x` and a residual are readable and `y` writable for the batch; `y` is one of them or shares no
+/// memory with them; a position counts, or the batch is empty; `weight`, `bias` and `renorm` have its
+/// channels; the activation is a gate.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn batch_norm_raw<E: Element>(
-    view: View,
+    batch: Batch<'_>,
     x: *const E,
     weight: Option<&[f64]>,
     bias: Option<&[f64]>,
     eps: f64,
+    renorm: Option<Renorm<'_>>,
     epilogue: RawEpilogue<E>,
     y: *mut E,
     execution: Execution,
 ) -> Moments {
+    let (Batch { view, mask }, count) = (batch, batch.count());
     if view.is_empty() {
-        return Moments::none(view);
+        return Moments::none(view.channels, count);
     }
     // A residual is read by the second sweep alone and need not stay in the cache.
     let plan =
         Plan::new(view, size_of::<E>(), 1, execution).writing(x, y).writing(epilogue.residual, y);
-    let count = view.count() as u64;
-    let finish = Normalise { count, weight, bias, eps };
+    let finish = Normalise { count, weight, bias, eps, renorm };
     let sums = with_training_stage!(epilogue, stage => {
-        let map = Apply { x, y, stage };
-        // SAFETY: the caller vouches for `x`, `y` and the residual; the view is not empty.
-        unsafe { sweep::fused(&plan, execution.level, |_, _| {}, MomentTerms(x), map, finish) }
+        let (terms, map) = (MomentTerms::new(batch, x), Apply { x, y, stage });
+        // SAFETY: the caller vouches for `x`, `y` and the residual; the batch is not empty.
+        unsafe { sweep::fused(&plan, execution.level, mask, |_, _| {}, terms, map, finish) }
     });
     Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
 }
@@ -236,21 +254,26 @@ impl<R: Real> Finish<R, 4> for Infer<'_> {
         [var, _]: [[f64; GROUP]; 2],
     ) -> [[R; GROUP]; 4] {
         let invstd = var.map(|var| moments::invstd(var, self.eps));
-        of_channels(channel, mean, invstd, self.weight, self.bias)
+        of_channels(mean, invstd, parameters(channel, self.weight, self.bias))
     }
 }
 
-/// The coefficients of [`GROUP`] channels from `channel` on.
+/// Weight and bias of [`GROUP`] channels from `channel` on.
+#[inline(always)]
+fn parameters(channel: usize, weight: Option<&[f64]>, bias: Option<&[f64]>) -> [[f64; GROUP]; 2] {
+    [
+        weight.map_or([1.0; GROUP], |weight| group(weight, channel)),
+        bias.map_or([0.0; GROUP], |bias| group(bias, channel)),
+    ]
+}
+
+/// The coefficients of [`GROUP`] channels.
 #[inline(always)]
 fn of_channels<R: Real>(
-    channel: usize,
     mean: [f64; GROUP],
     invstd: [f64; GROUP],
-    weight: Option<&[f64]>,
-    bias: Option<&[f64]>,
+    [weight, bias]: [[f64; GROUP]; 2],
 ) -> [[R; GROUP]; 4] {
-    let weight = weight.map_or([1.0; GROUP], |weight| group(weight, channel));
-    let bias = bias.map_or([0.0; GROUP], |bias| group(bias, channel));
     let mut coefficients = [[R::from_f64(0.0); GROUP]; 4];
     for i in 0..GROUP {
         let of_channel = apply::coefficients::<R>(mean[i], invstd[i] * weight[i], bias[i]);
@@ -268,6 +291,7 @@ struct Normalise<'a> {
     weight: Option<&'a [f64]>,
     bias: Option<&'a [f64]>,
     eps: f64,
+    renorm: Option<Renorm<'a>>,
 }
 
 impl<R: Real> Finish<R, 4> for Normalise<'_> {
@@ -279,13 +303,24 @@ impl<R: Real> Finish<R, 4> for Normalise<'_> {
         [first, second]: [[f64; GROUP]; 2],
     ) -> [[R; GROUP]; 4] {
         let mut mean = [0.0; GROUP];
+        let mut var = [0.0; GROUP];
         let mut invstd = [0.0; GROUP];
         for i in 0..GROUP {
             let (of_channel, m2) =
                 moments::mean_and_m2(self.count, centers[i], [first[i], second[i]]);
             mean[i] = of_channel;
-            invstd[i] = moments::invstd(moments::biased_var(self.count, m2), self.eps);
+            var[i] = moments::biased_var(self.count, m2);
+            invstd[i] = moments::invstd(var[i], self.eps);
         }
-        of_channels(channel, mean, invstd, self.weight, self.bias)
+        let [mut weight, mut bias] = parameters(channel, self.weight, self.bias);
+        if let Some(renorm) = self.renorm {
+            let [running_mean, running_var] = renorm.running().map(|values| group(values, channel));
+            for i in 0..GROUP {
+                let (batch, running) = ([mean[i], var[i]], [running_mean[i], running_var[i]]);
+                let correction = renorm.correction(batch, running, self.eps);
+                [weight[i], bias[i]] = renorm::parameters(correction, weight[i], bias[i]);
+            }
+        }
+        of_channels(mean, invstd, [weight, bias])
     }
 }

@@ -8,6 +8,7 @@
 use crate::kernels::GROUP;
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, ColumnCenters, ColumnSums, Lanes, Sheet, TILE, Terms};
+use crate::mask::{All, Counted, Mask, RowBits, Rows};
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
 use crate::simd::{Kernel, LANES, Simd, fold};
 use crate::view::View;
@@ -123,28 +124,49 @@ impl Columns {
         }
     }
 
-    /// The full rows of a part of a sheet, and the row of fewer samples that may follow.
-    fn sheets(&self, plan: &Plan, first_channel: usize, outer: Range<usize>) -> [Sheet; 2] {
+    /// The full rows of a block in a chunk, and the row of fewer samples that may follow.
+    fn parts(&self, plan: &Plan, first_channel: usize, outer: Range<usize>) -> [Part; 2] {
         let stride = plan.partition.view.offset(self.samples, 0, 0);
         let rows = outer.len() / self.samples;
         let rest = outer.len() % self.samples;
         let at = |outer| plan.partition.view.offset(outer, first_channel, 0);
+        let cols = self.len() / self.samples * rest;
         [
-            Sheet { at: at(outer.start), stride, rows, cols: self.len() },
-            Sheet {
-                at: at(outer.end - rest),
-                stride,
-                rows: usize::from(rest > 0),
-                cols: self.len() / self.samples * rest,
+            Part {
+                sheet: Sheet { at: at(outer.start), stride, rows, cols: self.len() },
+                first: outer.start,
+                samples: self.samples,
+            },
+            Part {
+                sheet: Sheet {
+                    at: at(outer.end - rest),
+                    stride,
+                    rows: usize::from(rest > 0),
+                    cols,
+                },
+                first: outer.end - rest,
+                samples: rest,
             },
         ]
     }
+}
+
+/// Rows of a sheet, and where they begin among samples.
+#[derive(Clone, Copy)]
+struct Part {
+    sheet: Sheet,
+    /// The first sample of the first row.
+    first: usize,
+    /// Samples of a row.
+    samples: usize,
 }
 
 /// The sums of a block in a chunk. To run it: the inputs of `terms` hold the plan's view.
 pub(crate) struct ReduceItem<'a, T> {
     pub(crate) plan: &'a Plan,
     pub(crate) terms: T,
+    /// Which positions count; all where there is none.
+    pub(crate) mask: Option<&'a Mask>,
     pub(crate) channels: Range<usize>,
     pub(crate) chunk: Chunk,
     /// Of these channels.
@@ -160,19 +182,24 @@ impl<T: Terms> Kernel for ReduceItem<'_, T> {
     unsafe fn run<S: Simd>(self, simd: S) {
         // SAFETY: whoever runs the item vouches for the inputs.
         unsafe {
-            match self.plan.partition.arrangement {
-                Arrangement::Planes => self.planes(simd),
-                Arrangement::Sheet { samples } => self.sheet(simd, samples),
+            match (self.plan.partition.arrangement, self.mask) {
+                (Arrangement::Planes, None) => self.planes(simd, |_, _| All),
+                (Arrangement::Planes, Some(mask)) => {
+                    self.planes(simd, |outer, start| mask.run(outer, start))
+                }
+                (Arrangement::Sheet { samples }, _) => self.sheet(simd, samples),
             }
         }
     }
 }
 
 impl<T: Terms> ReduceItem<'_, T> {
+    /// With which elements count of the run of a sample, from one of them on.
+    ///
     /// # Safety
     /// The inputs hold the plan's view.
     #[inline(always)]
-    unsafe fn planes<S: Simd>(self, simd: S) {
+    unsafe fn planes<S: Simd, C: Counted>(self, simd: S, counted: impl Fn(usize, usize) -> C) {
         let view = &self.plan.partition.view;
         let mut lanes = [Lanes::ZERO; BLOCK];
         let (first, runs) = (self.channels.start, self.channels.len());
@@ -183,6 +210,7 @@ impl<T: Terms> ReduceItem<'_, T> {
                 while start < end {
                     let at = view.offset(outer, first + i, start);
                     let len = TILE.min(end - start);
+                    let counted = counted(outer, start);
                     start += len;
                     let next = if start < end {
                         at + len
@@ -192,7 +220,7 @@ impl<T: Terms> ReduceItem<'_, T> {
                     // SAFETY: a part of a run of the view, which the caller vouches for.
                     unsafe {
                         let (center, lanes) = (self.centers[i], &mut lanes[i]);
-                        reduce::run(simd, self.terms, [at, next], len, center, lanes);
+                        reduce::run(simd, self.terms, [at, next], len, counted, center, lanes);
                     }
                 }
             }
@@ -212,7 +240,7 @@ impl<T: Terms> ReduceItem<'_, T> {
             channels: self.channels.len(),
             inner: self.plan.partition.view.inner,
         };
-        let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer);
+        let parts = columns.parts(self.plan, self.channels.start, self.chunk.outer);
         let mut centers = Vec::new();
         let centers = if !reduce::off_center::<T>(self.centers) {
             ColumnCenters::default()
@@ -222,10 +250,21 @@ impl<T: Terms> ReduceItem<'_, T> {
             columns.expand(self.centers, &mut centers);
             ColumnCenters::new::<T>(&centers)
         };
-        let mut sums = ColumnSums::new(columns.len(), &sheets);
-        for sheet in sheets {
+        let mut sums = ColumnSums::new(columns.len(), parts.map(|part| part.sheet.rows));
+        let parts = parts.into_iter().filter(|part| part.sheet.rows > 0);
+        let (terms, fetch) = (self.terms, self.plan.fetch);
+        for Part { sheet, first, samples } in parts {
             // SAFETY: rows of the view, which the caller vouches for.
-            unsafe { reduce::sheet(simd, self.terms, sheet, &centers, &mut sums) };
+            unsafe {
+                match self.mask {
+                    None => reduce::sheet(simd, terms, sheet, All, &centers, &mut sums, fetch),
+                    Some(mask) => {
+                        let counted =
+                            RowBits::new(mask, [first, sheet.rows, samples, columns.channels]);
+                        reduce::sheet(simd, terms, sheet, &counted, &centers, &mut sums, fetch);
+                    }
+                }
+            }
         }
         for (totals, columns_of) in self.sums.into_iter().zip(sums.sums()) {
             totals.fill(0.0);
@@ -243,6 +282,8 @@ impl<T: Terms> ReduceItem<'_, T> {
 /// part of it; `table` holds the coefficients of the block's channels, and nobody writes them.
 pub(crate) struct MapItem<'a, M: Map> {
     pub(crate) plan: &'a Plan,
+    /// Which positions count; all where there is none.
+    pub(crate) mask: Option<&'a Mask>,
     pub(crate) map: M,
     pub(crate) channels: Range<usize>,
     pub(crate) chunk: Chunk,
@@ -261,9 +302,13 @@ impl<M: Map> Kernel for MapItem<'_, M> {
             if M::LONG {
                 return self.runs(simd);
             }
-            match self.plan.partition.arrangement {
-                Arrangement::Planes => self.planes(simd),
-                Arrangement::Sheet { samples } => self.sheet(simd, samples),
+            let mask = self.mask.filter(|_| M::MASKED);
+            match (self.plan.partition.arrangement, mask) {
+                (Arrangement::Planes, None) => self.planes(simd, |_, _| All),
+                (Arrangement::Planes, Some(mask)) => {
+                    self.planes(simd, |outer, start| mask.run(outer, start))
+                }
+                (Arrangement::Sheet { samples }, _) => self.sheet(simd, samples, mask),
             }
         }
         if stores == Stores::Streamed {
@@ -295,19 +340,23 @@ impl<M: Map> MapItem<'_, M> {
         }
     }
 
+    /// Run by run, with which elements count of the run of a sample, from one of them on.
+    ///
     /// # Safety
     /// As said of the item.
     #[inline(always)]
-    unsafe fn planes<S: Simd>(self, simd: S) {
+    unsafe fn planes<S: Simd, C: Counted>(self, simd: S, counted: impl Fn(usize, usize) -> C) {
         let view = &self.plan.partition.view;
         for outer in self.chunk.outer {
             for c in self.channels.clone() {
                 let at = view.offset(outer, c, self.chunk.inner.start);
                 let len = self.chunk.inner.len();
                 let table = self.table.from(c);
+                let counted = counted(outer, self.chunk.inner.start);
+                let (stores, ahead) = (self.plan.stores, self.plan.ahead);
                 // SAFETY: a part of a run of the view, and the coefficients of its channel.
                 unsafe {
-                    map::run(simd, self.map, at, len, table, self.plan.stores, self.plan.ahead);
+                    map::run(simd, self.map, at, len, counted, table, stores, ahead);
                 }
             }
         }
@@ -316,14 +365,14 @@ impl<M: Map> MapItem<'_, M> {
     /// # Safety
     /// As said of the item.
     #[inline(always)]
-    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
+    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize, mask: Option<&Mask>) {
         let view = &self.plan.partition.view;
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
-        let sheets = columns.sheets(self.plan, self.channels.start, self.chunk.outer.clone());
+        let parts = columns.parts(self.plan, self.channels.start, self.chunk.outer.clone());
         let streamed = self.plan.stores == Stores::Streamed;
         // Short rows are streamed as one run of memory, long ones, or parts of them, each by
         // itself.
-        let joined = streamed && columns.len() == sheets[0].stride && columns.len() < LONG_ROW;
+        let joined = streamed && columns.len() == parts[0].sheet.stride && columns.len() < LONG_ROW;
         let apart = streamed && columns.len() >= LONG_ROW;
         let of_block = self.table.from(self.channels.start);
         let mut expanded = Vec::new();
@@ -348,30 +397,86 @@ impl<M: Map> MapItem<'_, M> {
             }
             Table { first: expanded.as_ptr(), pitch }
         };
-        for sheet in sheets {
+        let walk = if joined {
+            Walk::Joined { width: columns.len() }
+        } else if apart {
+            Walk::Apart
+        } else {
+            Walk::Through
+        };
+        for part in parts.into_iter().filter(|part| part.sheet.rows > 0) {
             // SAFETY: rows of the view, and the coefficients of each column; if joined, rows
             // without a gap.
             unsafe {
-                if joined {
-                    let len = sheet.rows * sheet.cols;
-                    map::stream_rows(simd, self.map, sheet.at, len, columns.len(), table);
-                } else if apart {
-                    for row in 0..sheet.rows {
-                        let at = sheet.at + row * sheet.stride;
-                        map::stream(
-                            simd,
-                            self.map,
-                            at,
-                            sheet.cols,
-                            columns.len(),
-                            table,
-                            sheet.stride,
-                        );
+                match mask {
+                    None => self.part(simd, part.sheet, walk, All, table),
+                    Some(mask) => {
+                        let Part { sheet, first, samples } = part;
+                        let (rows, samples) =
+                            if joined { (1, sheet.rows * samples) } else { (sheet.rows, samples) };
+                        let counted = RowBits::new(mask, [first, rows, samples, columns.channels]);
+                        self.part(simd, sheet, walk, &counted, table);
                     }
-                } else {
-                    map::sheet(simd, self.map, sheet, table, self.plan.ahead);
                 }
             }
         }
     }
+
+    /// Rows of a sheet, given which elements of each count, or of all of them together if they are
+    /// joined.
+    ///
+    /// # Safety
+    /// As said of the item; `table` holds the coefficients of each column, and of the first ones again
+    /// if rows are joined, which then have no gap.
+    #[inline(always)]
+    unsafe fn part<S: Simd, R: Rows>(
+        &self,
+        simd: S,
+        sheet: Sheet,
+        walk: Walk,
+        counted: R,
+        table: TableOf<M>,
+    ) {
+        let Sheet { at, stride, rows, cols } = sheet;
+        let (map, ahead) = (self.map, self.plan.ahead);
+        // SAFETY: handed on to the caller.
+        unsafe {
+            match walk {
+                Walk::Joined { width } if R::Row::ALL => {
+                    map::stream_rows(simd, map, at, rows * cols, width, table);
+                }
+                Walk::Joined { width } => {
+                    let (len, of_all) = (rows * cols, counted.row(0));
+                    map::stream(simd, map, at, len, of_all, width, table, stride);
+                }
+                Walk::Apart => {
+                    for row in 0..rows {
+                        let (at, of_row) = (at + row * stride, counted.row(row));
+                        map::stream(simd, map, at, cols, of_row, cols, table, stride);
+                    }
+                }
+                Walk::Through if R::Row::ALL => {
+                    map::sheet(simd, map, sheet, counted.row(0), table, ahead);
+                }
+                Walk::Through => {
+                    for row in 0..rows {
+                        let (at, of_row) = (at + row * stride, counted.row(row));
+                        let row = Sheet { at, stride, rows: 1, cols };
+                        map::sheet(simd, map, row, of_row, table, ahead);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How the rows of a sheet are written.
+#[derive(Clone, Copy)]
+enum Walk {
+    /// Past the cache, as one run of memory, whose coefficients begin anew after so many elements.
+    Joined { width: usize },
+    /// Past the cache, each by itself.
+    Apart,
+    /// Through the cache.
+    Through,
 }

@@ -10,7 +10,8 @@
 //!
 //! Five nouns and four verbs:
 //!
-//! - [`View`]: how channels lie in memory, read from strides.
+//! - [`View`]: how channels lie in memory, read from strides; a [`Mask`] says which of its positions
+//!   count.
 //! - [`Moments`]: count, mean and m2 of each channel in `f64`; those of parts merge to those of the
 //!   whole.
 //! - [`Affine`]: `y = (x - mean) * scale + bias`. Training and inference differ only in where it
@@ -56,7 +57,7 @@
 //! # Where things live
 //! | module | what | what would go there |
 //! |---|---|---|
-//! | `view`, `moments`, `affine`, `grad_sums` | the nouns: shapes and formulas, no pointers | a new statistic |
+//! | `view`, `mask`, `moments`, `affine`, `grad_sums`, `renorm` | the nouns: shapes and formulas, no pointers | a new statistic |
 //! | `element` | storage types: widening load, narrowing store | a new dtype |
 //! | `epilogue` | what follows the normalisation | a new activation |
 //! | `forward`, `backward` | the verbs | |
@@ -80,8 +81,10 @@ mod forward;
 mod grad_sums;
 mod items;
 mod kernels;
+mod mask;
 mod moments;
 mod pool;
+mod renorm;
 mod schedule;
 mod simd;
 mod sweep;
@@ -99,8 +102,10 @@ pub use error::Error;
 pub use execution::Execution;
 pub use forward::{apply, apply_in_place, batch_norm, moments};
 pub use grad_sums::GradSums;
+pub use mask::{Batch, Mask};
 pub use moments::Moments;
 pub use pool::{set_threads, threads};
+pub use renorm::Renorm;
 pub use simd::Level;
 pub use view::View;
 

@@ -19,7 +19,6 @@
 //!    [`Moments::merge`].
 
 use crate::error::Error;
-use crate::view::View;
 
 /// Statistics of each channel, in `f64`.
 ///
@@ -49,13 +48,9 @@ impl Moments {
         Ok(Moments { count, mean, m2 })
     }
 
-    /// The moments of an empty array: of no values, or of no channels.
-    pub(crate) fn none(view: View) -> Moments {
-        Moments {
-            count: view.count() as u64,
-            mean: vec![0.0; view.channels],
-            m2: vec![0.0; view.channels],
-        }
+    /// The moments of no values, or of no channels.
+    pub(crate) fn none(channels: usize, count: u64) -> Moments {
+        Moments { count, mean: vec![0.0; channels], m2: vec![0.0; channels] }
     }
 
     /// Moments from the two sums of each channel about its pivot.
@@ -123,40 +118,33 @@ impl Moments {
         Ok(Moments { count, mean, m2 })
     }
 
-    /// What running statistics become after this batch: `(1 - momentum) * running + momentum *
-    /// batch`, the running variance from the unbiased variance. `None` for no values, which change
-    /// nothing.
+    /// Moves running statistics toward those of this batch: `(1 - momentum) * running + momentum *
+    /// batch`, the running variance toward the unbiased variance. No values change nothing.
     ///
     /// # Errors
     /// [`Error::TooFewValues`] for one value per channel, which has no unbiased variance;
     /// [`Error::Length`].
-    pub fn updated_running(
+    pub fn update_running(
         &self,
-        running_mean: &[f64],
-        running_var: &[f64],
+        running_mean: &mut [f64],
+        running_var: &mut [f64],
         momentum: f64,
-    ) -> Result<Option<[Vec<f64>; 2]>, Error> {
-        for (argument, vector) in [("running_mean", running_mean), ("running_var", running_var)] {
-            Error::check_length(argument, self.mean.len(), vector.len())?;
+    ) -> Result<(), Error> {
+        Error::check_length("running_mean", self.mean.len(), running_mean.len())?;
+        Error::check_length("running_var", self.mean.len(), running_var.len())?;
+        if self.count == 1 {
+            let (argument, purpose) = ("moments", "an unbiased variance");
+            return Err(Error::TooFewValues { argument, purpose, got: 1 });
         }
-        match self.count {
-            0 => Ok(None),
-            1 => Err(Error::TooFewValues {
-                argument: "moments",
-                purpose: "an unbiased variance",
-                got: 1,
-            }),
-            _ => {
-                let toward = |running: &[f64], batch: &[f64]| -> Vec<f64> {
-                    running
-                        .iter()
-                        .zip(batch)
-                        .map(|(running, batch)| (1.0 - momentum) * running + momentum * batch)
-                        .collect()
-                };
-                Ok(Some([toward(running_mean, &self.mean), toward(running_var, &self.var(1.0))]))
-            }
+        if self.count > 1 {
+            let n = self.count as f64 - 1.0;
+            let toward = |running: &mut f64, batch: f64| {
+                *running = (1.0 - momentum) * *running + momentum * batch;
+            };
+            running_mean.iter_mut().zip(&self.mean).for_each(|(r, &mean)| toward(r, mean));
+            running_var.iter_mut().zip(&self.m2).for_each(|(r, &m2)| toward(r, m2 / n));
         }
+        Ok(())
     }
 }
 
@@ -316,23 +304,17 @@ mod tests {
 
     #[test]
     fn running_statistics() {
+        let (mut mean, mut var) = ([1.0], [1.0]);
         let batch = of(&[0.0, 4.0]);
-        let [mean, var] = batch.updated_running(&[1.0], &[1.0], 0.25).unwrap().unwrap();
+        batch.update_running(&mut mean, &mut var, 0.25).unwrap();
         assert_eq!((mean[0], var[0]), (0.75 + 0.5, 0.75 + 2.0));
-        assert!(
-            Moments::new(0, vec![0.0], vec![0.0])
-                .unwrap()
-                .updated_running(&[1.0], &[1.0], 0.1)
-                .unwrap()
-                .is_none()
-        );
-        assert!(matches!(
-            of(&[3.0]).updated_running(&[1.0], &[1.0], 0.1),
-            Err(Error::TooFewValues { .. })
-        ));
-        assert!(matches!(
-            batch.updated_running(&[1.0, 2.0], &[1.0], 0.1),
-            Err(Error::Length { .. })
-        ));
+
+        let none = Moments::new(0, vec![0.0], vec![0.0]).unwrap();
+        none.update_running(&mut mean, &mut var, 0.1).unwrap();
+        let one = of(&[3.0]).update_running(&mut mean, &mut var, 0.1);
+        assert!(matches!(one, Err(Error::TooFewValues { .. })));
+        let misfit = batch.update_running(&mut [1.0, 2.0], &mut var, 0.1);
+        assert!(matches!(misfit, Err(Error::Length { .. })));
+        assert_eq!((mean[0], var[0]), (1.25, 2.75));
     }
 }

@@ -144,6 +144,8 @@ pub(crate) struct Plan {
     pub(crate) workers: usize,
     /// How outputs are written.
     pub(crate) stores: Stores,
+    /// Whether the first sweep asks for its inputs ahead of time.
+    pub(crate) fetch: bool,
     /// How far ahead of the second sweep its inputs are asked for: in the next block.
     pub(crate) ahead: usize,
 }
@@ -180,7 +182,9 @@ impl Plan {
         // Long runs ask for what follows them by themselves; what is in the cache need not be asked for.
         let helps = fused && view.inner < LONG_RUN && bytes >= caches.last / 4;
         let ahead = if helps { plan.block * view.inner } else { 0 };
-        Plan { fused, ahead, ..plan }
+        // In a cache of a core's own they are at hand, and asking costs a tenth of the sweep.
+        let fetch = bytes * inputs > caches.l2;
+        Plan { fused, fetch, ahead, ..plan }
     }
 
     /// The plan for a sweep without sums, which goes through memory in its order.
@@ -231,7 +235,7 @@ impl Plan {
 
     fn of(partition: Partition, block: usize, workers: usize, stores: Stores) -> Plan {
         let block = block.clamp(1, partition.view.channels);
-        Plan { partition, block, fused: false, workers, stores, ahead: 0 }
+        Plan { partition, block, fused: false, workers, stores, fetch: false, ahead: 0 }
     }
 
     /// Blocks of channels.

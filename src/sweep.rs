@@ -9,6 +9,7 @@ use crate::element::{Element, Real};
 use crate::items::{CenterItem, Finish, FinishItem, MapItem, ReduceItem};
 use crate::kernels::map::{Map, Table, TableOf};
 use crate::kernels::reduce::Terms;
+use crate::mask::Mask;
 use crate::pool;
 use crate::schedule::Plan;
 use crate::simd::Level;
@@ -25,12 +26,17 @@ pub(crate) struct Sums {
     pub(crate) second: Vec<f64>,
 }
 
-/// The sums of `terms` of each channel.
+/// The sums of `terms` of each channel, of the positions that count.
 ///
 /// # Safety
-/// The inputs of `terms` hold the plan's view.
-pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Sums {
-    let state = State::new(plan);
+/// The inputs of `terms` hold the plan's view, whose positions are those of the mask.
+pub(crate) unsafe fn reduce<T: Terms>(
+    plan: &Plan,
+    level: Level,
+    mask: Option<&Mask>,
+    terms: T,
+) -> Sums {
+    let state = State::new(plan, mask);
     // SAFETY: this thread is alone with `state` before and after the loop over items, each of which
     // is a block and a chunk of its own; the caller vouches for the inputs.
     unsafe {
@@ -52,6 +58,7 @@ pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, level: Level, terms: T) -> Su
 pub(crate) unsafe fn map<M: Map>(
     plan: &Plan,
     level: Level,
+    mask: Option<&Mask>,
     map: M,
     table: &[<M::Element as Element>::Real],
 ) {
@@ -64,7 +71,7 @@ pub(crate) unsafe fn map<M: Map>(
     pool::for_each(plan.workers, plan.items(), |i| {
         // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs
         // and output.
-        unsafe { map_item(plan, level, map, table, i % plan.blocks(), i / plan.blocks()) };
+        unsafe { map_item(plan, level, mask, map, table, i % plan.blocks(), i / plan.blocks()) };
     });
 }
 
@@ -97,6 +104,7 @@ pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
 pub(crate) unsafe fn fused<T: Terms, M: Map, F, const N: usize>(
     plan: &Plan,
     level: Level,
+    mask: Option<&Mask>,
     before: impl Fn(usize, usize) + Sync,
     terms: T,
     map: M,
@@ -106,7 +114,7 @@ where
     F: Finish<<M::Element as Element>::Real, N>,
 {
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
-    let state = State::new(plan);
+    let state = State::new(plan, mask);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
     let coefficients = Shared::new(vec![zero; N * plan.partition.view.channels]);
     let table = Table { first: coefficients.pointer(), pitch: plan.partition.view.channels };
@@ -141,7 +149,7 @@ where
                 finish(block);
                 (0..plan.partition.chunks)
                     .rev()
-                    .for_each(|chunk| map_item(plan, level, map, table, block, chunk));
+                    .for_each(|chunk| map_item(plan, level, mask, map, table, block, chunk));
             });
         } else {
             let (items, after) = (plan.items(), plan.after());
@@ -154,7 +162,7 @@ where
             let (blocks, items) = (after.blocks(), after.items());
             pool::for_each(plan.workers, items, |i| {
                 let i = items - 1 - i;
-                map_item(&after, level, map, table, i % blocks, i / blocks);
+                map_item(&after, level, mask, map, table, i % blocks, i / blocks);
             });
         }
     }
@@ -196,6 +204,7 @@ impl<T: Copy> Shared<T> {
 /// What a sweep of sums fills in.
 struct State<'a> {
     plan: &'a Plan,
+    mask: Option<&'a Mask>,
     centers: Shared<f64>,
     first: Shared<f64>,
     second: Shared<f64>,
@@ -205,12 +214,13 @@ struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    fn new(plan: &'a Plan) -> Self {
+    fn new(plan: &'a Plan, mask: Option<&'a Mask>) -> Self {
         let channels = plan.partition.view.channels;
         let zeros = |n| Shared::new(vec![0.0; n]);
         let partial = zeros(2 * channels * plan.partition.chunks.saturating_sub(1));
         State {
             plan,
+            mask,
             centers: zeros(channels),
             first: zeros(channels),
             second: zeros(channels),
@@ -264,6 +274,7 @@ impl<'a> State<'a> {
             level.run(ReduceItem {
                 plan: self.plan,
                 terms,
+                mask: self.mask,
                 centers: std::slice::from_raw_parts(centers, channels.len()),
                 sums: self.sums(block, chunk),
                 channels,
@@ -281,8 +292,9 @@ impl<'a> State<'a> {
         // SAFETY: handed on to the caller.
         unsafe {
             self.add_up(block);
-            let [values, _] = self.sums(block, 0);
-            if terms.recenter(channels.clone(), values, self.centers.slice(channels)) {
+            let [values, products] = self.sums(block, 0);
+            let centers = self.centers.slice(channels.clone());
+            if let Some(terms) = terms.again(channels, [values, products], centers) {
                 for chunk in 0..self.plan.partition.chunks {
                     self.reduce(level, terms, block, chunk);
                 }
@@ -328,6 +340,7 @@ impl<'a> State<'a> {
 pub(crate) unsafe fn map_item<M: Map>(
     plan: &Plan,
     level: Level,
+    mask: Option<&Mask>,
     map: M,
     table: TableOf<M>,
     block: usize,
@@ -335,5 +348,5 @@ pub(crate) unsafe fn map_item<M: Map>(
 ) {
     let (channels, chunk) = (plan.channels(block), plan.partition.chunk(chunk));
     // SAFETY: handed on to the caller.
-    unsafe { level.run(MapItem { plan, map, channels, chunk, table }) };
+    unsafe { level.run(MapItem { plan, mask, map, channels, chunk, table }) };
 }

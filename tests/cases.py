@@ -145,6 +145,14 @@ def problem(
     )
 
 
+def mask(shape: tuple[int, ...], axis: int = 1) -> Array:
+    """Return a mask of an x of `shape`, of its rank; half of it counts, two positions at least."""
+    short = [1 if i == axis % len(shape) else n for i, n in enumerate(shape)]
+    counts: Array = np.random.default_rng([2, *short]).random(short) < 0.5
+    counts.flat[[0, -1]] = True
+    return counts
+
+
 # Memory layouts: the same values, elsewhere.
 
 
@@ -303,6 +311,7 @@ def _digest_one(p: Problem) -> dict[str, str]:
     mean, var = p.running_mean.copy(), p.running_var.copy()
     y, ctx = rustbn.batch_norm_forward(p.x, mean, var, p.weight, p.bias, axis=axis)
     grads = rustbn.batch_norm_backward(p.dy, ctx)
+    running = _hash(mean, var)
     y_eval, ctx_eval = rustbn.batch_norm_forward(
         p.x, p.running_mean, p.running_var, p.weight, p.bias, training=False, axis=axis
     )
@@ -321,9 +330,16 @@ def _digest_one(p: Problem) -> dict[str, str]:
     grads_relu6 = rustbn.batch_norm_backward(p.dy, ctx_relu6)
     affine = rustbn.Affine.from_running(p.running_mean, p.running_var, p.weight, p.bias)
     smooth = ("leaky_relu", "silu", "hardswish", "sigmoid", "tanh")
+    counted: dict[str, Any] = {"axis": axis, "mask": mask(p.x.shape, axis)}
+    y_masked, ctx_masked = rustbn.batch_norm_forward(
+        p.x, mean, var, p.weight, p.bias, activation="relu", residual=p.dy, **counted
+    )
+    m_masked = rustbn.moments(p.x, **counted)
+    sums_masked = rustbn.backward_reduce(p.dy, p.x, m_masked, **counted)
+    dx_masked = rustbn.backward_apply(p.dy, p.x, m_masked, sums_masked, p.weight, **counted)
     return {
         "y": _hash(y),
-        "running": _hash(mean, var),
+        "running": running,
         "gradients": _hash(grads.dx, grads.dweight, grads.dbias),
         "y in evaluation": _hash(y_eval),
         "gradients in evaluation": _hash(grads_eval.dx, grads_eval.dweight, grads_eval.dbias),
@@ -331,6 +347,9 @@ def _digest_one(p: Problem) -> dict[str, str]:
         "grad sums": _hash(sums.sum_dy, sums.sum_dy_xmu),
         "dx": _hash(rustbn.backward_apply(p.dy, p.x, m, sums, p.weight, axis=axis)),
         "affine": _hash(rustbn.Affine(p.running_mean, p.weight, p.bias)(p.x, axis=axis)),
+        "masked": _hash(y_masked, mean, var, m_masked.mean, m_masked.m2),
+        "masked gradients": _hash(*rustbn.batch_norm_backward(p.dy, ctx_masked)),
+        "masked halves": _hash(sums_masked.sum_dy, sums_masked.sum_dy_xmu, dx_masked),
         "residual and relu": _hash(y_relu, *grads_relu),
         "residual and relu6 in evaluation": _hash(y_relu6, *grads_relu6),
         "activations": _hash(*(affine(p.x, activation=name, **fused) for name in smooth)),

@@ -8,7 +8,7 @@ is the condition number of batch normalization.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -16,14 +16,16 @@ import numpy.typing as npt
 import oracle
 from oracle import Array
 
+T = TypeVar("T")
+
 ULPS = 4.0
 M2_ULPS = 8.0
 
 
-def present(values: Array | None) -> Array:
-    """Return a gradient that must be there."""
-    assert values is not None
-    return values
+def present(result: T | None) -> T:
+    """Return a result that must be there, such as a gradient."""
+    assert result is not None
+    return result
 
 
 def ulp(size: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:

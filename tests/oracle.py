@@ -37,9 +37,18 @@ def rows(x: Array, axis: int, work: npt.DTypeLike | None = None) -> Array:
     return moved.reshape(x.shape[axis], -1)
 
 
-def moments(x: Array, axis: int = 1, work: npt.DTypeLike | None = None) -> tuple[int, Array, Array]:
+def counted(mask: Array | None, x: Array, axis: int = 1) -> Array:
+    """Return which columns of `rows` count. `mask` has 1 on the channel axis; None counts all."""
+    shape = [1 if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
+    counts: Array = rows(np.broadcast_to(True if mask is None else mask, shape), axis, np.bool_)[0]
+    return counts
+
+
+def moments(
+    x: Array, axis: int = 1, work: npt.DTypeLike | None = None, mask: Array | None = None
+) -> tuple[int, Array, Array]:
     """Return (count, mean, m2), m2 being the sum of squared distances from the mean."""
-    values = rows(x, axis, work)
+    values = rows(x, axis, work)[:, counted(mask, x, axis)]
     mean = values.mean(axis=1)
     deviations = values - mean[:, None]
     rest = deviations.mean(axis=1)  # what rounding left of the mean
@@ -86,9 +95,10 @@ def train(
     bias: Array | None = None,
     eps: float = 1e-5,
     axis: int = 1,
+    mask: Array | None = None,
 ) -> Forward:
-    """Normalise with the mean and the biased variance of the batch (Algorithm 1)."""
-    count, mean, m2 = moments(x, axis)
+    """Normalise with the mean and the biased variance of what counts (Algorithm 1)."""
+    count, mean, m2 = moments(x, axis, mask=mask)
     return normalise(x, mean, m2 / count, weight, bias, eps, axis)
 
 
@@ -99,9 +109,9 @@ def running(old: Array, batch: Array, momentum: float) -> Array:
     return moved
 
 
-def unbiased(x: Array, axis: int = 1) -> Array:
+def unbiased(x: Array, axis: int = 1, mask: Array | None = None) -> Array:
     """Return the variance that running statistics are fed with."""
-    count, _, m2 = moments(x, axis)
+    count, _, m2 = moments(x, axis, mask=mask)
     return m2 / (count - 1)
 
 
@@ -120,20 +130,30 @@ class Backward:
 
 
 def train_backward(
-    dy: Array, x: Array, weight: Array | None = None, eps: float = 1e-5, axis: int = 1
+    dy: Array,
+    x: Array,
+    weight: Array | None = None,
+    eps: float = 1e-5,
+    axis: int = 1,
+    mask: Array | None = None,
 ) -> Backward:
-    """Differentiate `train`: the equations at the end of section 3, variable by variable."""
-    forward = train(x, weight, None, eps, axis)
-    xmu = rows(x, axis) - forward.mean[:, None]
+    """Differentiate `train`: the equations at the end of section 3, variable by variable.
+
+    All positions of y feel the statistics, and only those that count make them. Nothing is asked of
+    x where it neither counts nor has a gradient to hand on.
+    """
+    forward = train(x, weight, None, eps, axis, mask)
+    counts = counted(mask, x, axis)
     grad = rows(dy, axis)
+    xmu = np.where(counts | (grad != 0), rows(x, axis) - forward.mean[:, None], 0)
     invstd, gain = forward.invstd[:, None], forward.weight[:, None]
-    count = xmu.shape[1]
+    count = counts.sum()
 
     dxhat = grad * gain
     dvar = (dxhat * xmu).sum(axis=1, keepdims=True) * -(invstd**3) / 2
     dmean = -(dxhat * invstd).sum(axis=1, keepdims=True)
-    dmean += dvar * (-2 * xmu).sum(axis=1, keepdims=True) / count
-    terms = (dxhat * invstd, dvar * 2 * xmu / count, dmean / count)
+    dmean += dvar * (-2 * xmu).sum(axis=1, keepdims=True, where=counts) / count
+    terms = (dxhat * invstd, counts * (dvar * 2 * xmu / count), counts * (dmean / count))
     dx = terms[0] + terms[1] + terms[2]
     size = abs(terms[0]) + abs(terms[1]) + abs(terms[2])
     return _backward(dx, size, grad, xmu * invstd, x, forward)

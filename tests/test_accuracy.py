@@ -160,7 +160,9 @@ def test_data_whose_answers_are_representable_gives_exactly_these(dtype: npt.DTy
         dx, dweight, dbias, _ = rustbn.batch_norm_backward(dy, ctx)
 
         assert ctx.moments is not None
+        assert ctx.affine is not None
         assert ctx.moments.count == count
+        assert ctx.affine is not None
         results: list[tuple[str, Array | None, Array]] = [
             ("mean", ctx.moments.mean, mean.astype(np.float64)),
             ("m2", ctx.moments.m2, count * (invstd[kinds] ** -2 - 3)),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import rustbn
@@ -28,6 +31,8 @@ from rustbn.bench import (
     streaming,
 )
 from rustbn.bench.contestant import (
+    FLOAT32,
+    FLOAT32_OUT,
     LIMIT,
     LIMIT_FRESH,
     NUMPY,
@@ -53,6 +58,9 @@ TINY = [
     Case("tiny", (2, 3, 4, 5), 2, "nchw"),
     Case("tiny", (2, 3, 4, 5), 2, "nhwc"),
     Case("tiny", (2, 3, 2, 2, 2), 1, "nhwc"),
+    Case("tiny", (4, 3), 1, "nchw", "bfloat16"),
+    Case("tiny", (2, 3, 4, 5), 2, "nhwc", "float16"),
+    Case("tiny", (2, 3, 4, 5), 2, "nchw", "bfloat16"),
 ]
 
 
@@ -78,7 +86,7 @@ def test_cases_leave_out_layouts_that_are_the_same_memory() -> None:
     assert [case.layout for case in found if len(case.shape) == 4] == ["nchw"] * 2 + ["nhwc"] * 2
 
 
-@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.name} {case.layout}")
+@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.name} {case.kind}")
 def test_problem_has_the_layout(case: Case) -> None:
     problem = Problem.make(case)
     for array in (problem.x, problem.dy, problem.out):
@@ -86,6 +94,7 @@ def test_problem_has_the_layout(case: Case) -> None:
         moved = array if case.layout == "nchw" else np.moveaxis(array, 1, -1)
         assert moved.flags.c_contiguous
         assert np.shares_memory(flat(array), array)
+        assert array.dtype.name == case.dtype
 
 
 def test_answers_are_those_of_the_oracle() -> None:
@@ -100,6 +109,32 @@ def test_answers_are_those_of_the_oracle() -> None:
         np.testing.assert_allclose(
             getattr(answers, name), getattr(backward, name), rtol=1e-6, atol=1e-6, err_msg=name
         )
+
+
+@pytest.mark.parametrize("case", TINY[-3:], ids=lambda case: f"{case.name} {case.kind}")
+def test_problem_of_16_bits_widened_has_the_same_answers(case: Case) -> None:
+    problem = Problem.make(case)
+    wide = problem.widened
+    assert wide.case == dataclasses.replace(case, dtype="float32")
+    for name in ("x", "dy"):
+        np.testing.assert_array_equal(getattr(wide, name), getattr(problem, name))
+        assert getattr(wide, name).strides == tuple(2 * n for n in getattr(problem, name).strides)
+    answers = Answers.of(problem)
+    for field in ("y", "y_eval", "dx", "dweight", "dbias"):
+        np.testing.assert_array_equal(getattr(Answers.of(wide), field), getattr(answers, field))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_results_of_16_bits_are_the_answers_rounded_once(dtype: Any) -> None:
+    answers = Answers.of(Problem.make(TINY[2]))
+    rounded = answers.y.astype(dtype)
+    answers.check("forward", {"y": rounded}, 1e-7)
+    largest = np.unravel_index(abs(answers.y).argmax(), rounded.shape)
+    for there in (largest, (1, 2, 3, 4)):
+        wrong = rounded.copy()
+        wrong[there] *= dtype(1 + 2 * float(ml_dtypes.finfo(dtype).eps))
+        with pytest.raises(WrongResultError, match="y is off"):
+            answers.check("forward", {"y": wrong}, 1e-7)
 
 
 def test_answers_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +154,7 @@ def test_answers_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.name} {case.layout}")
+@pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.name} {case.kind}")
 def test_contestants_are_right(case: Case, pass_: str) -> None:
     problem = Problem.make(case)
     answers = Answers.of(problem)
@@ -129,7 +164,10 @@ def test_contestants_are_right(case: Case, pass_: str) -> None:
             for _ in range(2):
                 run.check_contestant(contestant, problem, pass_, answers)
     names = {contestant.name for contestant in entered}
-    assert names >= {LIMIT, LIMIT_FRESH, RUSTBN, TORCH, NUMPY}
+    assert names >= {LIMIT, LIMIT_FRESH, RUSTBN, TORCH}
+    assert (NUMPY in names) == (case.dtype == "float32")
+    assert (FLOAT32 in names) == (case.dtype != "float32")
+    assert (FLOAT32_OUT in names) == (case.dtype != "float32" and pass_ != "step")
     assert (RUSTBN_OUT in names) == (pass_ != "step")
     assert (RUSTBN_IN_PLACE in names) == (pass_ == "eval")
     # PyTorch takes an output of 3 dimensions for one whose channels are not last.
@@ -170,18 +208,22 @@ def test_streaming_loops_are_right(size: int, start: int, rng: np.random.Generat
     np.testing.assert_array_equal(np.delete(memory, slice(start, start + size)), 7)
 
 
+@pytest.mark.parametrize("case", [TINY[3], *TINY[-3:]], ids=lambda case: case.kind)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_limits_move_everything(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_move_everything(threads: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LARGE", 0)
-    problem = Problem.make(TINY[3])
-    expected = {"forward": problem.x, "backward": problem.x + problem.dy}
+    problem = Problem.make(case)
+    x, dy, out = (flat(array) for array in (problem.x, problem.dy, problem.out))
+    if case.dtype != "float32":  # the bytes, whatever they mean
+        x, dy, out = (array.view(np.uint16) for array in (x, dy, out))
+    expected = {"forward": x, "backward": x + dy}
     with limits.team(threads) as team:
         for pass_, moved in expected.items():
             for contestant in limits.limits(problem, pass_, team):
-                problem.out[...] = 0
+                out[...] = 0
                 returned = contestant.call()
-                result = returned if contestant.name == LIMIT_FRESH else flat(problem.out)
-                np.testing.assert_array_equal(result, flat(moved), err_msg=contestant.name)
+                result = returned if contestant.name == LIMIT_FRESH else out
+                np.testing.assert_array_equal(result, moved, err_msg=contestant.name)
 
 
 # --- timing --------------------------------------------------------------------------------------
@@ -240,6 +282,29 @@ def test_run_measures_all_that_is_planned() -> None:
     quartiles = report.measurements[0].results[RUSTBN]
     assert 0 < quartiles.low <= quartiles.median <= quartiles.high
     assert quartiles.samples == 2
+
+
+def test_dtypes_are_measured_beside_float32() -> None:
+    wanted = plan(TINY[-3:], passes=("forward", "step", "network"))
+    report = measure(wanted)
+    assert [(m.dtype, m.pass_) for m in report.measurements] == [
+        (dtype, pass_)
+        for dtype in ("bfloat16", "float16", "bfloat16")
+        for pass_ in ("forward", "step")
+    ]
+    assert all(FLOAT32 in m.results for m in report.measurements)
+    assert all(FLOAT32 in n.results for n in report.networks)
+    assert [(n.kind, n.layers) for n in report.networks] == [
+        ("nhwc float16", 2), ("nchw bfloat16", 2),
+    ]  # fmt: skip
+    assert report.arguments["dtypes"] == ["bfloat16", "float16"]
+    printed = text(report)
+    assert "tiny nhwc float16 forward, 1 thread" in printed
+    assert f"{RUSTBN_OUT} / {FLOAT32_OUT}" in printed
+    assert f"{RUSTBN} / {FLOAT32}" in printed
+    assert {m["dtype"] for m in json.loads(report.json())["measurements"]} == {
+        "bfloat16", "float16",
+    }  # fmt: skip
 
 
 def test_json_has_everything() -> None:
@@ -328,6 +393,7 @@ def test_layers_do_not_add_up_gradients() -> None:
 
 def seconds(**values: float) -> dict[str, Quartiles]:
     names = {"limit": LIMIT, "out": RUSTBN_OUT, "ours": RUSTBN, "torch": TORCH}
+    names |= {"out32": FLOAT32_OUT, "ours32": FLOAT32}
     return {names[k]: Quartiles(v, v, v, 3, 1) for k, v in values.items()}
 
 
@@ -378,6 +444,33 @@ def test_tables_hold_the_numbers() -> None:
     assert called.rows[1] == ("inference: affine", "500 ns", "0.50")
 
 
+def test_tables_compare_16_bits_with_float32() -> None:
+    results = seconds(limit=0.01, out=0.01, ours=0.02, out32=0.02, ours32=0.05, torch=0.08)
+    report = made_up()
+    report.measurements = [
+        dataclasses.replace(report.measurements[0], dtype="bfloat16", results=results)
+    ]
+    report.networks = [dataclasses.replace(report.networks[0], dtype="bfloat16", results=results)]
+    report.calls = []
+    details, networks = tables(report)
+    assert details.title == "net nchw bfloat16 forward, 1 thread"
+    assert dict(zip(details.columns, details.rows[0], strict=True)) == {
+        "shape": "64x32x64x64", LIMIT: "10 ms", RUSTBN_OUT: "1.00", FLOAT32_OUT: "2.00",
+        RUSTBN: "2.00", FLOAT32: "5.00", TORCH: "8.00",
+        f"{RUSTBN_OUT} / {FLOAT32_OUT}": "0.50", f"{TORCH} / {RUSTBN}": "4.00",
+    }  # fmt: skip
+    assert networks.rows[0][0] == "net nchw bfloat16, 1 thread"
+    assert networks.rows[0][-2:] == ("0.40", "4.00")
+    summary, _ = tables(report, brief=True)
+    cells = dict(zip(summary.columns, summary.rows[0], strict=False))
+    assert cells[f"{RUSTBN} / {FLOAT32}"] == "0.40"
+
+
+def test_brief_tables_are_without_shapes() -> None:
+    summary, networks, called = tables(made_up(), brief=True)
+    assert (summary, networks, called) == (tables(made_up())[0], *tables(made_up())[-2:])
+
+
 def test_time_per_element_of_growing_sizes() -> None:
     report = made_up()
     report.measurements = [dataclasses.replace(report.measurements[0], group="sizes")]
@@ -416,8 +509,9 @@ def test_figure_draws_all_panels(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tiny(names: list[str], layouts: list[str]) -> list[Case]:
-        return [case for case in TINY[2:4] if case.layout in layouts]
+    def tiny(names: list[str], layouts: list[str], dtypes: list[str]) -> list[Case]:
+        found = [case for case in TINY if len(case.shape) == 4]
+        return [case for case in found if case.layout in layouts and case.dtype in dtypes]
 
     monkeypatch.setattr(cli, "cases", tiny)
     monkeypatch.setattr("rustbn.bench.run.SAMPLE_SECONDS", 0)
@@ -493,6 +587,7 @@ def test_command_fails(
         ("--shapes=resnet18", "'resnet18'"),
         ("--peers=jax", "'jax'"),
         ("--layouts=nchw,hw", "'hw'"),
+        ("--dtypes=float64", "'float64'"),
         ("--passes=", "''"),
         ("--threads=1,0", "'0'"),
         ("--repeats=-1", "'-1'"),
@@ -508,6 +603,22 @@ def test_command_refuses_wrong_arguments(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("short")
+def test_command_measures_dtypes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--repeats=1", "--passes=forward", "--layouts=nchw", "--peers=none", "--brief"]
+    arguments.append("--dtypes=float32,bfloat16")
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "tiny nchw forward, 1 thread" in printed
+    assert "tiny nchw bfloat16 forward, 1 thread" in printed
+    assert "2x3x4x5" not in printed
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert cli.main(arguments) == 2
+    assert "ml_dtypes: pip install 'rustbn[checkpoints]'" in capsys.readouterr().err
+
+
 def test_command_refuses_a_folder_as_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -518,7 +629,7 @@ def test_command_refuses_a_folder_as_file(
 def test_all_is_all_but_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def cases_(names: list[str], layouts: list[str]) -> list[Case]:
+    def cases_(names: list[str], layouts: list[str], dtypes: list[str]) -> list[Case]:
         seen["names"] = names
         return TINY[:1]
 
@@ -549,6 +660,42 @@ def test_script_and_module_are_the_same_command() -> None:
     ]
     assert "--shapes" in helps[0]
     assert helps[0] == helps[1]
+
+
+def test_tables_of_a_page_are_published(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    arguments = "--shapes odd --layouts nchw --passes forward --peers none --repeats 1"
+    section = "<!-- bench {}: {} -->\nold\n<!-- end of bench -->\n"
+    first, second = (section.format(name, arguments) for name in ("one", "two"))
+    page.write_text(f"# Title\n\n{first}\nText.\n\n{second}\nEnd.\n")
+    command = [sys.executable, "benches/publish.py", "--page", str(page)]
+    subprocess.run([*command, "two"], cwd=ROOT, check=True)
+    before, between, after = re.split("old|End", page.read_text())
+    assert before == f"# Title\n\n<!-- bench one: {arguments} -->\n"
+    assert between.startswith(
+        "\n<!-- end of bench -->\n\nText.\n\n"
+        f"<!-- bench two: {arguments} -->\n\n```sh\npython benches/compare.py {arguments}\n```\n"
+    )
+    assert "\n| 2x23 |" in between
+    assert between.endswith("|\n\n<!-- end of bench -->\n\n")
+    assert after == ".\n"
+
+    written = page.read_text()
+    failed = subprocess.run([*command, "three"], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "one, two, not three" in failed.stderr
+    page.write_text(written.replace("--repeats 1 -->", "--repeats 0 -->"))
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 2
+    assert page.read_text() == written.replace("--repeats 1 -->", "--repeats 0 -->")
+
+
+def test_every_table_of_the_performance_page_can_be_published() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    sections = re.findall(r"<!-- bench \S+: (.+) -->\n\n```sh\n(.+)\n```\n", page)
+    assert len(sections) == page.count("<!-- bench ") == page.count("<!-- end of bench -->")
+    for arguments, shown in sections:
+        assert shown == f"python benches/compare.py {arguments}"
+        cli.parser().parse_args(shlex.split(arguments))
 
 
 def test_import_needs_nothing_else(run_python: RunPython) -> None:

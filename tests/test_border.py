@@ -266,11 +266,11 @@ def test_empty_arrays_may_be_their_own_output() -> None:
 
 SIGNATURES: dict[str, tuple[Callable[..., Any], str]] = {
     "batch_norm_backward": (rustbn.batch_norm_backward, "dy ctx | out needs"),
-    "moments": (rustbn.moments, "x | axis"),
-    "backward_reduce": (rustbn.backward_reduce, "dy x moments | axis"),
+    "moments": (rustbn.moments, "x | axis mask lengths"),
+    "backward_reduce": (rustbn.backward_reduce, "dy x moments | axis mask lengths"),
     "backward_apply": (
         rustbn.backward_apply,
-        "dy x moments grad_sums weight eps | axis out",
+        "dy x moments grad_sums weight eps | axis mask lengths out",
     ),
     "Moments": (rustbn.Moments, "count mean m2 |"),
     "Moments.merge": (rustbn.moments(np.ones((2, 1))).merge, "other |"),
@@ -295,7 +295,16 @@ def test_signatures_are_those_of_the_contract(name: str) -> None:
     function, contract = SIGNATURES[name]
     positional, keyword_only = (part.split() for part in contract.split("|"))
     parameters = inspect.signature(function).parameters
-    defaults = {"axis": 1, "out": None, "eps": 1e-5, "ddof": 0, "weight": None, "bias": None}
+    defaults = {
+        "axis": 1,
+        "out": None,
+        "mask": None,
+        "lengths": None,
+        "eps": 1e-5,
+        "ddof": 0,
+        "weight": None,
+        "bias": None,
+    }
     if name == "Affine":
         del defaults["bias"]
     defaults["needs"] = ("x", "weight", "bias", "residual")  # type: ignore[assignment]

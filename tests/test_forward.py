@@ -121,6 +121,7 @@ def test_vectors_may_be_of_the_other_dtype_and_of_any_stride(
     y, ctx = rustbn.batch_norm_forward(x, mean, var, weight, bias, training)
     assert y.dtype == dtype
     assert_forward(y, exact)
+    assert ctx.affine is not None
     assert ctx.affine.bias.tolist() == p.bias[::-1].tolist()
 
 

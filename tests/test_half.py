@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from copy import deepcopy
+from itertools import product
 from typing import Any
 
 import cases
@@ -15,8 +16,10 @@ import numpy.typing as npt
 import oracle
 import pytest
 import rustbn
+import torch
 from judge import (
     ULPS,
+    assert_backward,
     assert_moments,
     assert_same_bits,
     assert_within,
@@ -24,7 +27,8 @@ from judge import (
     ulp,
     y_size,
 )
-from oracle import Array
+from oracle import GATES, Activation, Array
+from test_epilogue import away_from_corners, gradients, normalised, residual_like
 
 HALVES = [pytest.param(dtype, id=np.dtype(dtype).name) for dtype in cases.HALVES]
 half_dtypes = pytest.mark.parametrize("dtype", HALVES)
@@ -75,6 +79,124 @@ def test_outputs_are_the_float64_answer_rounded_once(
     assert_rounded_once(y, forward.y, y_size(forward), "y")
     terms = oracle.per_channel(backward.dx_terms, dx.ndim, axis)
     assert_rounded_once(dx, backward.dx, terms, "dx")
+
+
+def with_float32_vectors(shape: tuple[int, ...], axis: int, dtype: npt.DTypeLike) -> cases.Problem:
+    """Return values of 16 bits, and vectors that 16 bits do not hold."""
+    p, exact = cases.problem(shape, axis, dtype), cases.problem(shape, axis, np.float32)
+    p.weight, p.bias = exact.weight, exact.bias
+    p.running_mean, p.running_var = exact.running_mean, exact.running_var
+    assert (p.weight.astype(dtype).astype(np.float32) != p.weight).any()
+    return p
+
+
+@half_dtypes
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES[:6])
+def test_residual_and_gate_are_rounded_once_with_the_rest(
+    shape: tuple[int, ...], axis: int, training: bool, dtype: npt.DTypeLike
+) -> None:
+    p = with_float32_vectors(shape, axis, dtype)
+    exact = normalised(p, training)
+    for activation, residual in product(GATES, (None, residual_like(p))):
+        what = f"{activation}{'' if residual is None else ' after a residual'}"
+        z, size = exact.y, y_size(exact)
+        if residual is not None:
+            z, size = z + residual.astype(np.float64), size + float(abs(residual).max())
+        fused: dict[str, Any] = {"axis": axis, "activation": activation, "residual": residual}
+        y, ctx = rustbn.batch_norm_forward(p.x, *p.copied_vectors(), training, **fused)
+        assert_rounded_once(y, oracle.activate(z, activation), size, f"y {what}")
+        without_context = rustbn.batch_norm(p.x, *p.copied_vectors(), training, **fused)
+        assert_same_bits(without_context, y, what)
+        if not training:
+            affine = rustbn.Affine.from_running(*p.vectors)
+            assert_same_bits(affine(p.x, **fused), y, f"Affine {what}")
+        dy = away_from_corners(p.dy, z, activation, ULPS * ulp(size, np.float32))
+        grads = rustbn.batch_norm_backward(dy, ctx)
+        dz = oracle.gate_backward(dy.astype(np.float64), z, activation)
+        # dx follows from what dresidual holds: the product with a slope is rounded before.
+        rounded = oracle.gate_backward(dy.astype(np.float32), z, activation).astype(dtype)
+        backward = gradients(p, training, rounded)
+        terms = oracle.per_channel(backward.dx_terms, dy.ndim, axis)
+        assert_rounded_once(grads.dx, backward.dx, terms, f"dx {what}")
+        assert_backward(None, grads.dweight, grads.dbias, backward, what)
+        if residual is None:
+            assert grads.dresidual is None
+        else:
+            assert_rounded_once(grads.dresidual, dz, abs(dz), f"dresidual {what}")
+
+
+@half_dtypes
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 3, 0, 2)])
+@pytest.mark.parametrize("activation", GATES)
+def test_residual_and_gate_agree_with_autograd(
+    activation: Activation, order: tuple[int, ...], training: bool, dtype: npt.DTypeLike
+) -> None:
+    p = with_float32_vectors((8, 5, 6, 7), 1, dtype)
+    p.x, residual = cases.in_order(p.x, order), residual_like(p)
+    unit = float(ml_dtypes.finfo(dtype).eps)
+    z = normalised(p, training).y + residual.astype(np.float64)
+    # PyTorch rounds after each of the three operations.
+    dy = away_from_corners(p.dy, z, activation, 2 * unit * abs(z).max())
+
+    y, ctx = rustbn.batch_norm_forward(
+        p.x, *p.copied_vectors(), training, activation=activation, residual=residual
+    )
+    ours = rustbn.batch_norm_backward(dy, ctx)
+    inputs = [as_tensor(array).requires_grad_() for array in (p.x, p.weight, p.bias, residual)]
+    stats = [as_tensor(array) for array in (p.running_mean.copy(), p.running_var.copy())]
+    batch_norm: Any = torch.nn.functional.batch_norm
+    z_ = batch_norm(inputs[0], *stats, *inputs[1:3], training) + inputs[3]
+    if isinstance(activation, tuple):
+        y_ = torch.nn.functional.leaky_relu(z_, activation[1])
+    else:
+        y_ = z_ if activation is None else getattr(torch.nn.functional, activation)(z_)
+    theirs = torch.autograd.grad(y_, inputs, as_tensor(dy))
+    names = "y", "dx", "dweight", "dbias", "dresidual"
+    for name, mine, their in zip(names, (y, *ours), (y_, *theirs), strict=True):
+        wanted = their.detach().double().numpy()
+        # One more unit in front of those that PyTorch's operations round away.
+        allowed = 4 * unit * abs(wanted).max()
+        np.testing.assert_allclose(
+            present(mine).astype(np.float64), wanted, 0, allowed, err_msg=name
+        )
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """Return a copy as a tensor, which has no way from bfloat16 but through its bits."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return torch.from_numpy(array.copy(order="K"))
+    return torch.from_numpy(array.view(np.int16).copy(order="K")).view(torch.bfloat16)
+
+
+@half_dtypes
+@pytest.mark.parametrize("activation", GATES)
+def test_modules_with_residual_and_gate(activation: Activation, dtype: npt.DTypeLike) -> None:
+    p = with_float32_vectors((4, 5, 3, 6), 1, dtype)
+    residual = residual_like(p)
+    bn = rustbn.BatchNorm2d(5, activation=activation)
+    state = dict(zip(("running_mean", "running_var", "weight", "bias"), p.vectors, strict=True))
+    bn.load_state_dict(state)
+    for mode in ("train", "freeze", "eval"):
+        if mode == "eval":
+            bn.unfreeze()
+        getattr(bn, mode)()
+        vectors = {name: np.array(getattr(bn, name)) for name in state}
+        fused: dict[str, Any] = {"activation": activation, "residual": residual, **vectors}
+        y = bn(p.x, residual=residual)
+        if mode == "eval":
+            assert_same_bits(y, rustbn.batch_norm(p.x, **fused), mode)
+            continue
+        bn.zero_grad()
+        dx, dresidual = bn.backward(p.dy)
+        wanted, ctx = rustbn.batch_norm_forward(p.x, training=mode == "train", **fused)
+        grads = rustbn.batch_norm_backward(p.dy, ctx)
+        parts = (y, dx, bn.weight_grad, bn.bias_grad, dresidual)
+        for part, same in zip(parts, (wanted, *grads), strict=True):
+            assert_same_bits(part, same, mode)
+        for name, vector in vectors.items():
+            assert_same_bits(getattr(bn, name), vector, f"{name} {mode}")
 
 
 @pytest.mark.parametrize("mean", [60_000.0, -60_000.0])

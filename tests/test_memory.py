@@ -32,15 +32,16 @@ def large() -> np.ndarray[Any, Any]:
 
 def every_output(x: np.ndarray[Any, Any]) -> dict[str, Any]:
     y, ctx = rustbn.batch_norm_forward(x)
-    moments = ctx.moments
+    moments, affine = ctx.moments, ctx.affine
     assert moments is not None
+    assert affine is not None
     sums = rustbn.backward_reduce(x, x, moments)
     return {
         "batch_norm": rustbn.batch_norm(x, training=True),
         "forward": y,
         "backward": rustbn.batch_norm_backward(x, ctx).dx,
         "apply": rustbn.backward_apply(x, x, moments, sums),
-        "affine": ctx.affine(x),
+        "affine": affine(x),
         "module": rustbn.BatchNorm(x.shape[1])(x),
     }
 

@@ -8,6 +8,12 @@ Modules (`rustbn.modules`): `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` behave l
 `BatchNorm` takes any number of dimensions. They train by the conventions of PyTorch, Keras, Flax or
 ONNX (`rustbn.conventions`).
 
+Distributed (`rustbn.distributed`): `SyncBatchNorm` normalises a batch that is spread over
+processes.
+
+Recalibration (`rustbn.recalibration`): `recompute_statistics` gives modules the statistics of a
+whole data set.
+
 Folding (`rustbn.folding`): batch norm into the linear or convolutional layer next to it.
 
 Checkpoints (`rustbn.checkpoints`, imported for itself): the batch norms of models that others
@@ -19,6 +25,7 @@ Results are the same bits for any number of threads and with any instruction set
 from rustbn import folding as folding
 from rustbn._config import empty_cache, get_num_threads, set_num_threads, show_config, threads
 from rustbn._rustbn import __version__
+from rustbn.distributed import SyncBatchNorm
 from rustbn.functional import (
     Affine,
     Context,
@@ -33,6 +40,7 @@ from rustbn.functional import (
     moments,
 )
 from rustbn.modules import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from rustbn.recalibration import recompute_statistics
 
 __all__ = [
     "Affine",
@@ -44,6 +52,7 @@ __all__ = [
     "GradSums",
     "Gradients",
     "Moments",
+    "SyncBatchNorm",
     "__version__",
     "backward_apply",
     "backward_reduce",
@@ -53,6 +62,7 @@ __all__ = [
     "empty_cache",
     "get_num_threads",
     "moments",
+    "recompute_statistics",
     "set_num_threads",
     "show_config",
     "threads",

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex, TypeAlias, final
 
@@ -19,12 +19,15 @@ __all__ = [
     "batch_norm_forward",
     "cache_bytes",
     "check_activation",
+    "check_renorm",
     "context_threads",
     "cpu_caches",
     "empty_cache",
     "error_kinds",
     "get_num_threads",
     "moments",
+    "part_backward",
+    "part_forward",
     "set_num_threads",
     "simd_level",
     "simd_levels",
@@ -127,7 +130,7 @@ class Context:
     @property
     def moments(self) -> Moments | None: ...
     @property
-    def affine(self) -> Affine: ...
+    def affine(self) -> Affine | None: ...
 
 def batch_norm(
     x: _Array,
@@ -142,6 +145,10 @@ def batch_norm(
     axis: int = 1,
     activation: _Activation | None = None,
     residual: _Array | None = None,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
+    group_size: SupportsIndex | None = None,
+    renorm: tuple[_Float, _Float] | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def batch_norm_forward(
@@ -157,6 +164,10 @@ def batch_norm_forward(
     axis: int = 1,
     activation: _Activation | None = None,
     residual: _Array | None = None,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
+    group_size: SupportsIndex | None = None,
+    renorm: tuple[_Float, _Float] | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], Context]: ...
 def batch_norm_backward(
@@ -166,8 +177,39 @@ def batch_norm_backward(
     out: NDArray[Any] | None = None,
     needs: Iterable[str] = ("x", "weight", "bias", "residual"),
 ) -> Gradients: ...
-def moments(x: _Array, *, axis: int = 1) -> Moments: ...
-def backward_reduce(dy: _Array, x: _Array, moments: Moments, *, axis: int = 1) -> GradSums: ...
+def part_forward(
+    merge: Callable[[Moments], Moments],
+    x: _Array,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    weight: _Array | None,
+    bias: _Array | None,
+    momentum: _Float,
+    eps: _Float,
+    *,
+    axis: int,
+    activation: _Activation | None,
+    residual: _Array | None,
+    mask: _Array | None,
+    lengths: _Array | None,
+    renorm: tuple[_Float, _Float] | None,
+    out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], Context]: ...
+def part_backward(
+    add: Callable[[GradSums], GradSums], dy: _Array, ctx: Context, *, out: NDArray[Any] | None
+) -> Gradients: ...
+def moments(
+    x: _Array, *, axis: int = 1, mask: _Array | None = None, lengths: _Array | None = None
+) -> Moments: ...
+def backward_reduce(
+    dy: _Array,
+    x: _Array,
+    moments: Moments,
+    *,
+    axis: int = 1,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
+) -> GradSums: ...
 def backward_apply(
     dy: _Array,
     x: _Array,
@@ -177,12 +219,15 @@ def backward_apply(
     eps: _Float = 1e-5,
     *,
     axis: int = 1,
+    mask: _Array | None = None,
+    lengths: _Array | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def thread_count(n: int) -> int: ...
 def check_activation(activation: _Activation | None) -> None: ...
+def check_renorm(renorm: tuple[_Float, _Float] | None) -> None: ...
 def cache_bytes() -> tuple[int, int]: ...
 def cpu_caches() -> tuple[int, int]: ...
 def empty_cache() -> None: ...

@@ -9,18 +9,20 @@ an exception leaves the module as it was.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rustbn._arguments import as_array, as_integer
-from rustbn._rustbn import check_activation
+from rustbn._rustbn import check_activation, check_renorm
 from rustbn.conventions import Convention, named
 from rustbn.functional import (
     Affine,
     Context,
+    Gradients,
+    Moments,
     batch_norm,
     batch_norm_backward,
     batch_norm_forward,
@@ -33,6 +35,7 @@ _FloatArray: TypeAlias = NDArray[np.floating[Any]]
 _Activation: TypeAlias = str | tuple[str, float]
 
 _PARAMETERS = ("weight", "bias")
+_ON_NONFINITE = ("propagate", "raise", "skip")
 _AXES_BUT_CHANNELS = {2: ("N",), 3: ("N", "L"), 4: ("N", "H", "W"), 5: ("N", "D", "H", "W")}
 
 
@@ -81,6 +84,16 @@ class BatchNorm:
         `eps` and `momentum`, the direction of `momentum`, whether the running variance is made of
         unbiased variances, and the names of entries in `state_dict` and `load_state_dict`, so that
         training continues as it would have there. `axis` is yours to say.
+    on_nonfinite : {"propagate", "raise", "skip"}, default "propagate"
+        What a training forward does where the running mean or variance of a channel would become
+        infinite or NaN, in `dtype`: let it; raise `FloatingPointError` and change nothing; leave
+        both statistics of these channels as they are. `y` is the same in all cases.
+    group_size : int, optional
+        Ghost batches ([2]_): a training forward normalises so many samples at a time, each group
+        with its own statistics. The running statistics are moved by those of the whole batch.
+    renorm : (float, float), optional
+        Batch renormalization ([3]_) with ``(r_max, d_max)``: see `rustbn.batch_norm`. May be
+        replaced as training goes on; ``(1.0, 0.0)`` is batch normalization.
 
     Attributes
     ----------
@@ -91,12 +104,14 @@ class BatchNorm:
     running_mean, running_var : numpy.ndarray of shape (C,) or None
         Running statistics, zeros and ones at first, updated in place by a training forward.
     num_batches_tracked : int or None
-        Number of training forwards since the last reset.
+        Number of training forwards since the last reset, other than those that were to leave the
+        running statistics alone, or found no channel finite where such are skipped.
     training : bool
         Whether forward uses batch statistics and updates the running ones; see `train`.
     frozen : bool
         Whether the module is frozen; see `freeze`. Read-only.
-    num_features, eps, momentum, affine, track_running_stats, axis, dtype, convention
+    num_features, eps, momentum, affine, track_running_stats, axis, dtype, convention, \
+on_nonfinite, group_size, renorm
         As given.
 
     Raises
@@ -104,7 +119,7 @@ class BatchNorm:
     TypeError
         If `num_features` or `axis` is not an integer, or `dtype` none of these.
     ValueError
-        If `num_features` is not positive, or there is no such `convention`.
+        If `num_features` is not positive, or there is no such `convention` or `on_nonfinite`.
 
     See Also
     --------
@@ -139,10 +154,18 @@ class BatchNorm:
     A training or frozen forward keeps a reference to `x`, not a copy, until the next forward:
     changing `x` in place before `backward` changes the gradients.
 
+    In the cumulative average a channel that was skipped counts as if its batch had had the average
+    so far.
+
     References
     ----------
     .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
        Reducing Internal Covariate Shift", ICML 2015, https://arxiv.org/abs/1502.03167
+    .. [2] E. Hoffer, I. Hubara and D. Soudry, "Train longer, generalize better: closing the
+       generalization gap in large batch training of neural networks", NeurIPS 2017, algorithm 1,
+       https://arxiv.org/abs/1705.08741
+    .. [3] S. Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in
+       Batch-Normalized Models", NeurIPS 2017, algorithm 1, https://arxiv.org/abs/1702.03275
 
     Examples
     --------
@@ -173,9 +196,16 @@ class BatchNorm:
     # The ranks x may have; empty: any that the functions take.
     _ranks: ClassVar[tuple[int, ...]] = ()
 
+    # What normalises with the statistics of the batch, and what goes back through it.
+    _normalise: Callable[..., tuple[_FloatArray, Context]] = staticmethod(batch_norm_forward)
+    _differentiate: Callable[..., Gradients] = staticmethod(batch_norm_backward)
+
     # What backward needs of the latest forward. The class's value stands in for instances made by
     # copying or unpickling, whose state holds no activations.
     _context: Context | None = None
+
+    # The statistics of all batches so far while `recompute_statistics` collects them.
+    _population: Moments | None = None
 
     weight: _FloatArray | None
     bias: _FloatArray | None
@@ -198,6 +228,9 @@ class BatchNorm:
         dtype: DTypeLike = np.float32,
         activation: _Activation | None = None,
         convention: str = "torch",
+        on_nonfinite: str = "propagate",
+        group_size: int | None = None,
+        renorm: tuple[float, float] | None = None,
     ) -> None:
         self.num_features = as_integer("num_features", num_features)
         if self.num_features < 1:
@@ -212,6 +245,17 @@ class BatchNorm:
         self.dtype = _parameter_dtype(dtype)
         check_activation(activation)
         self.activation = activation
+        if on_nonfinite not in _ON_NONFINITE:
+            names = ", ".join(map(repr, _ON_NONFINITE))
+            raise ValueError(f"on_nonfinite must be one of {names}, got {on_nonfinite!r}")
+        self.on_nonfinite = on_nonfinite
+        self.group_size = None if group_size is None else as_integer("group_size", group_size)
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(f"group_size must be positive, got {group_size}")
+        check_renorm(renorm)
+        if renorm is not None and not self.track_running_stats:
+            raise ValueError("renorm must be None without track_running_stats, got a pair")
+        self.renorm = renorm
         self.training = True
         self._frozen = False
 
@@ -227,13 +271,29 @@ class BatchNorm:
         self.num_batches_tracked = 0 if self.track_running_stats else None
 
     def __call__(
-        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+        self,
+        x: _Array,
+        *,
+        residual: _Array | None = None,
+        mask: _Array | None = None,
+        lengths: _Array | None = None,
+        update: bool = True,
+        out: _FloatArray | None = None,
     ) -> _FloatArray:
-        """Return `forward(x, residual=residual, out=out)`."""
-        return self.forward(x, residual=residual, out=out)
+        """Return `forward` of the same arguments."""
+        return self.forward(
+            x, residual=residual, mask=mask, lengths=lengths, update=update, out=out
+        )
 
     def forward(
-        self, x: _Array, *, residual: _Array | None = None, out: _FloatArray | None = None
+        self,
+        x: _Array,
+        *,
+        residual: _Array | None = None,
+        mask: _Array | None = None,
+        lengths: _Array | None = None,
+        update: bool = True,
+        out: _FloatArray | None = None,
     ) -> _FloatArray:
         """Normalise `x`, by the batch's statistics in training, else by the running ones.
 
@@ -245,6 +305,12 @@ class BatchNorm:
             float16, bfloat16, float32 or float64, any strides.
         residual : array, optional
             Of x's shape and dtype; added before the activation.
+        mask : array of bool, optional
+            The positions that count in the batch's statistics; see `rustbn.batch_norm`.
+        lengths : sequence of N int, optional
+            The same as how many positions count along the last axis that is not the channels'.
+        update : bool, default True
+            Whether a training forward moves the running statistics and counts.
         out : numpy.ndarray, optional
             Array of x's shape and dtype to write to and return. It may be `x` or `residual` itself
             in eval, and may not overlap them in training or when frozen, where backward needs them.
@@ -263,69 +329,155 @@ class BatchNorm:
             positive there (not negative elsewhere); if the activation is for inference only and
             this is not; if `residual` or `out` does not fit.
         TypeError
-            If the dtype of `x`, `residual` or `out` is not supported.
+            If the dtype of `x`, `residual` or `out` is not supported, or `update` is no bool.
+        FloatingPointError
+            If `on_nonfinite` is "raise" and there is cause. `out` has been written to then.
         numpy.exceptions.AxisError
             If `x` has no such `axis`.
         """
         if self._ranks and getattr(x, "ndim", None) not in self._ranks:
             self._check_rank(x)
+        if update is not True and not isinstance(update, bool | np.bool_):
+            raise TypeError(f"update must be a bool, got {type(update).__name__}")
 
-        training = self.training and not self._frozen
+        if self.training and not self._frozen:
+            return self._train(x, residual, mask, lengths, bool(update), out)
+        running_mean, running_var = self.running_mean, self.running_var
+        if running_mean is None and self.weight is None and self.bias is None:
+            self._check_channels(x)  # the function has nothing to compare x with
+        if self._frozen:
+            y, self._context = batch_norm_forward(
+                x,
+                running_mean,
+                running_var,
+                self.weight,
+                self.bias,
+                False,
+                eps=self.eps,
+                axis=self.axis,
+                activation=self.activation,
+                residual=residual,
+                mask=mask,
+                lengths=lengths,
+                out=out,
+            )
+            return y
+        y = batch_norm(
+            x,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            running_mean is None and running_var is None,
+            eps=self.eps,
+            axis=self.axis,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+            lengths=lengths,
+            out=out,
+        )
+        self._context = None
+        return y
+
+    def _train(
+        self,
+        x: _Array,
+        residual: _Array | None,
+        mask: _Array | None,
+        lengths: _Array | None,
+        update: bool,
+        out: _FloatArray | None,
+    ) -> _FloatArray:
+        """Do what `forward` does in training."""
         running_mean, running_var = self.running_mean, self.running_var
         batches, momentum = self.num_batches_tracked, 0.0
-        biased_from: _FloatArray | None = None
-        if training and self.track_running_stats:
+        before: tuple[_FloatArray, _FloatArray] | None = None
+        moves = update and self.track_running_stats and self._population is None
+        if moves:
             convention = self._convention()
             batches = (batches or 0) + 1
             if self.momentum is None:
                 momentum = 1.0 / batches
             else:
                 momentum = convention.weight_of_batch(self.momentum)
-            if convention.biased and running_var is not None:
-                biased_from = np.array(running_var, np.float64)
-        elif training:
+            careful = convention.biased or self.on_nonfinite != "propagate"
+            if careful and running_mean is not None and running_var is not None:
+                before = np.array(running_mean), np.array(running_var)
+        elif self.renorm is not None:
+            # Needed to renormalise, and not to be moved.
+            running_mean, running_var = np.array(running_mean), np.array(running_var)
+        else:
             running_mean = running_var = None
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
 
-        context: Context | None
-        if training or self._frozen:
-            y, context = batch_norm_forward(
-                x,
-                running_mean,
-                running_var,
-                self.weight,
-                self.bias,
-                training,
-                momentum,
-                self.eps,
-                axis=self.axis,
-                activation=self.activation,
-                residual=residual,
-                out=out,
-            )
-            if biased_from is not None and running_var is not None:
-                _update_biased(running_var, biased_from, momentum, context)
-        else:
-            context = None
-            y = batch_norm(
-                x,
-                running_mean,
-                running_var,
-                self.weight,
-                self.bias,
-                running_mean is None and running_var is None,
-                momentum,
-                self.eps,
-                axis=self.axis,
-                activation=self.activation,
-                residual=residual,
-                out=out,
-            )
+        y, context = self._normalise(
+            x,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            True,
+            momentum,
+            self.eps,
+            axis=self.axis,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+            lengths=lengths,
+            group_size=self.group_size,
+            renorm=self.renorm,
+            out=out,
+        )
+        if before is not None and not self._settle(before, momentum, context):
+            moves = False
+        if self._population is not None and context.moments is not None:
+            self._population = self._population.merge(context.moments)
         self._context = context
-        if training:
+        if moves:
             self.num_batches_tracked = batches
         return y
+
+    def _settle(
+        self, before: tuple[_FloatArray, _FloatArray], momentum: float, context: Context
+    ) -> bool:
+        """Make the update that the function has made, and checked, that of this module.
+
+        Return whether it has moved any channel.
+        """
+        running = [np.asarray(vector) for vector in (self.running_mean, self.running_var)]
+        moments = context.moments
+        assert moments is not None  # it was a training forward
+        if moments.count == 0:
+            return True
+        if self._convention().biased:
+            updated = (1.0 - momentum) * before[1].astype(np.float64) + momentum * moments.var()
+            with np.errstate(over="ignore"):  # infinity, as the function has it
+                running[1][...] = updated
+        try:
+            spoilt = self._spoilt(*running)
+        except FloatingPointError:
+            for vector, old in zip(running, before, strict=True):
+                vector[...] = old
+            raise
+        for vector, old in zip(running, before, strict=True):
+            np.copyto(vector, old, where=spoilt)
+        return not spoilt.all()
+
+    def _spoilt(self, mean: _FloatArray, var: _FloatArray) -> NDArray[np.bool_]:
+        """Return the channels whose running statistics are not to become `mean` and `var`."""
+        if self.on_nonfinite == "propagate":
+            return np.zeros(self.num_features, np.bool_)
+        spoilt: NDArray[np.bool_] = ~(np.isfinite(mean) & np.isfinite(var))
+        if self.on_nonfinite == "raise" and spoilt.any():
+            channels = np.flatnonzero(spoilt).tolist()
+            more = f" and {len(channels) - 10} more" if len(channels) > 10 else ""
+            raise FloatingPointError(
+                "running statistics must stay finite, those of channels "
+                f"{channels[:10]}{more} would not"
+            )
+        return spoilt
 
     def backward(self, dy: _Array, *, out: _FloatArray | None = None) -> Any:
         """Return the gradient for the latest forward's `x`, and add those of the parameters.
@@ -369,7 +521,7 @@ class BatchNorm:
                     f"the module's {name} must have shape ({self.num_features},), "
                     f"got {gradient.shape}"
                 )
-        dx, dweight, dbias, dresidual = batch_norm_backward(dy, context, out=out)
+        dx, dweight, dbias, dresidual = self._differentiate(dy, context, out=out)
         self.weight_grad = _accumulate(self.weight_grad, dweight)
         self.bias_grad = _accumulate(self.bias_grad, dbias)
         return dx if dresidual is None else (dx, dresidual)
@@ -596,6 +748,12 @@ class BatchNorm:
             options += f", activation={self.activation!r}"
         if self.convention != "torch":
             options += f", convention={self.convention!r}"
+        if self.on_nonfinite != "propagate":
+            options += f", on_nonfinite={self.on_nonfinite!r}"
+        if self.group_size is not None:
+            options += f", group_size={self.group_size}"
+        if self.renorm is not None:
+            options += f", renorm={self.renorm}"
         return (
             f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
             f"momentum={self.momentum}, affine={self.affine}, "
@@ -653,7 +811,8 @@ class BatchNorm1d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, activation, convention, \
+on_nonfinite, group_size, renorm
         As in `BatchNorm`.
 
     Examples
@@ -675,7 +834,8 @@ class BatchNorm2d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, activation, convention, \
+on_nonfinite, group_size, renorm
         As in `BatchNorm`; ``axis=-1`` for (N, H, W, C) arrays.
 
     Examples
@@ -699,7 +859,8 @@ class BatchNorm3d(BatchNorm):
     ----------
     num_features : int
         C, the number of channels: the length of `x` along `axis`.
-    eps, momentum, affine, track_running_stats, bias, axis, dtype, convention
+    eps, momentum, affine, track_running_stats, bias, axis, dtype, activation, convention, \
+on_nonfinite, group_size, renorm
         As in `BatchNorm`; ``axis=-1`` for (N, D, H, W, C) arrays.
 
     Examples
@@ -719,18 +880,6 @@ def _accumulate(total: _FloatArray | None, gradient: _FloatArray | None) -> _Flo
     if gradient is not None:
         total += gradient
     return total
-
-
-def _update_biased(
-    running_var: _FloatArray, before: _FloatArray, weight_of_batch: float, context: Context
-) -> None:
-    """Replace the update that the function has made, and checked, by that of biased variances."""
-    moments = context.moments
-    assert moments is not None  # it was a training forward
-    if moments.count:
-        updated = (1.0 - weight_of_batch) * before + weight_of_batch * moments.var()
-        with np.errstate(over="ignore"):  # infinity, as the function has it
-            np.asarray(running_var)[...] = updated
 
 
 def _parameter_dtype(dtype: DTypeLike) -> np.dtype[np.floating[Any]]:

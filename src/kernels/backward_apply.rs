@@ -1,6 +1,8 @@
 //! `dx = scale * (dy - mean_dy - (x - mean) * slope)`, with `mean_dy = Σdy / n` and `slope =
 //! invstd² · Σ dy (x - mean) / n` (Ioffe & Szegedy 2015, the gradients of section 3, collected).
 //!
+//! Elements that do not count are constants to the statistics: `dx = scale * dy`.
+//!
 //! Both means are subtracted as a high and a low part: what remains of `dy` can be much smaller
 //! than its mean.
 
@@ -37,6 +39,7 @@ impl<E: Element> Map for BackwardApply<E> {
     type Element = E;
     type Coefficients<S: Simd> = [RealVector<S, E>; 6];
     const COEFFICIENTS: usize = 6;
+    const MASKED: bool = true;
 
     #[inline(always)]
     fn output(self) -> *mut E {
@@ -71,5 +74,18 @@ impl<E: Element> Map for BackwardApply<E> {
         let (dy, x) =
             unsafe { (E::load(simd, self.dy.add(at), n), E::load(simd, self.x.add(at), n)) };
         (dy - dy_high - dy_low - (x - high - low) * slope) * scale
+    }
+
+    /// The statistics do not depend on it.
+    #[inline(always)]
+    unsafe fn uncounted<S: Simd>(
+        self,
+        simd: S,
+        at: usize,
+        n: usize,
+        &[.., scale]: &Self::Coefficients<S>,
+    ) -> RealVector<S, E> {
+        // SAFETY: the caller vouches for `n` elements at `at`.
+        unsafe { E::load(simd, self.dy.add(at), n) * scale }
     }
 }

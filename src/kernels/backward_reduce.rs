@@ -1,7 +1,7 @@
 //! `Σ dy` and `Σ dy · (x - c)`, with `c` the mean of the channel, or zero if that is near.
 
 use super::reduce::Terms;
-use crate::element::Element;
+use crate::element::{Element, Real, RealVector};
 use crate::moments::Moments;
 use crate::simd::{Simd, Vector};
 use crate::view::View;
@@ -20,6 +20,18 @@ pub(crate) struct GradTerms<'a, E> {
     pub(crate) x: *const E,
     /// The statistics that the forward pass normalised with.
     pub(crate) moments: &'a Moments,
+    /// Whether some positions do not count.
+    masked: bool,
+    /// Whether `x` may be anything where it does not count and `dy` is zero. A number there adds zero by
+    /// itself, so sums are first made without looking.
+    anything: bool,
+}
+
+impl<'a, E> GradTerms<'a, E> {
+    /// Of these arrays.
+    pub(crate) fn new(dy: *const E, x: *const E, moments: &'a Moments, masked: bool) -> Self {
+        GradTerms { dy, x, moments, masked, anything: false }
+    }
 }
 
 // SAFETY: the pointers are only read through `factors`, whose caller vouches for the memory.
@@ -38,17 +50,26 @@ impl<E: Element> Terms for GradTerms<'_, E> {
         }
     }
 
-    /// A sum about zero does not move to the mean if `dy` is infinite somewhere.
-    fn recenter(self, channels: Range<usize>, values: &[f64], centers: &mut [f64]) -> bool {
-        let mut moved = false;
-        for ((center, &mean), sum_dy) in
-            centers.iter_mut().zip(&self.moments.mean()[channels]).zip(values)
+    /// A sum about zero does not move to the mean if `dy` is infinite somewhere; and what is no number,
+    /// or infinite, may have come from where it does not count.
+    fn again(
+        mut self,
+        channels: Range<usize>,
+        [values, products]: [&[f64]; 2],
+        centers: &mut [f64],
+    ) -> Option<Self> {
+        let mut again = false;
+        let sums = values.iter().zip(products);
+        for ((center, &mean), (sum_dy, sum_dy_xc)) in
+            centers.iter_mut().zip(&self.moments.mean()[channels]).zip(sums)
         {
             if !sum_dy.is_finite() && center.to_bits() != mean.to_bits() {
-                (*center, moved) = (mean, true);
+                (*center, again) = (mean, true);
             }
+            again |= self.masked && !sum_dy_xc.is_finite();
         }
-        moved
+        self.anything = self.masked;
+        again.then_some(self)
     }
 
     #[inline(always)]
@@ -64,15 +85,33 @@ impl<E: Element> Terms for GradTerms<'_, E> {
         at: usize,
         n: usize,
         center: Option<S::F64>,
+        counted: Option<u16>,
     ) -> [S::F64; 2] {
         // SAFETY: the caller vouches for `n` elements of both at `at`.
         let (dy, x) =
             unsafe { (E::load(simd, self.dy.add(at), n), E::load(simd, self.x.add(at), n)) };
+        let x = match counted.filter(|_| self.anything) {
+            // Where dy is zero, zero times a number is as good as another.
+            Some(bits) => {
+                // SAFETY: the token is held.
+                let zero = unsafe { RealVector::<S, E>::splat(E::Real::from_f64(0.0)) };
+                let negative = RealVector::<S, E>::select_less(dy, zero, x, zero);
+                let x_but_0 = RealVector::<S, E>::select_less(zero, dy, x, negative);
+                RealVector::<S, E>::select(bits, 0, x, x_but_0)
+            }
+            None => x,
+        };
         let x = x.widen();
         let deviation = match center {
             Some(center) => x - center,
             None => x,
         };
         [dy.widen(), deviation]
+    }
+
+    #[inline(always)]
+    unsafe fn adds_nothing<S: Simd>(self, simd: S, at: usize, n: usize) -> bool {
+        // SAFETY: the caller vouches for `n` elements at `at`.
+        unsafe { E::load(simd, self.dy.add(at), n) }.is_zero()
     }
 }

@@ -7,7 +7,8 @@
 use super::Fetch;
 use super::reduce::Sheet;
 use crate::element::{Element, RealVector};
-use crate::simd::{LANES, STREAM_ALIGNMENT, Simd};
+use crate::mask::{All, Counted, Share};
+use crate::simd::{LANES, STREAM_ALIGNMENT, Simd, Vector};
 use std::ops::Range;
 
 /// Rows of a sheet that share a fetch of the coefficients, where they are narrow.
@@ -26,6 +27,8 @@ pub(crate) trait Map: Copy + Sync {
     const COEFFICIENTS: usize;
     /// Whether the code of the expression is so long that one copy of it has to do for all loops.
     const LONG: bool = false;
+    /// Whether elements that do not count have outputs of their own.
+    const MASKED: bool = false;
 
     /// The output's memory.
     fn output(self) -> *mut Self::Element;
@@ -54,6 +57,53 @@ pub(crate) trait Map: Copy + Sync {
         n: usize,
         coefficients: &Self::Coefficients<S>,
     ) -> RealVector<S, Self::Element>;
+
+    /// The output of `n` elements that do not count.
+    ///
+    /// # Safety
+    /// As [`Map::value`].
+    #[inline(always)]
+    unsafe fn uncounted<S: Simd>(
+        self,
+        simd: S,
+        at: usize,
+        n: usize,
+        coefficients: &Self::Coefficients<S>,
+    ) -> RealVector<S, Self::Element> {
+        // SAFETY: handed on to the caller.
+        unsafe { self.value(simd, at, n, coefficients) }
+    }
+}
+
+/// The output of the `n` elements at offset `at`, the `i`th and following ones of `counted`.
+///
+/// # Safety
+/// As [`Map::value`].
+#[inline(always)]
+unsafe fn value<S: Simd, M: Map, C: Counted>(
+    simd: S,
+    map: M,
+    at: usize,
+    n: usize,
+    coefficients: &M::Coefficients<S>,
+    (counted, i): (C, usize),
+) -> RealVector<S, M::Element> {
+    // SAFETY: handed on to the caller.
+    unsafe {
+        if C::ALL {
+            return map.value(simd, at, n, coefficients);
+        }
+        match Share::of(counted.bits(i), n) {
+            Share::All => map.value(simd, at, n, coefficients),
+            Share::None => map.uncounted(simd, at, n, coefficients),
+            Share::Some(bits) => RealVector::<S, M::Element>::select(
+                bits,
+                0,
+                map.value(simd, at, n, coefficients),
+                map.uncounted(simd, at, n, coefficients),
+            ),
+        }
+    }
 }
 
 /// Coefficients in memory: all of the first one, then all of the second, and so on.
@@ -119,17 +169,19 @@ pub(crate) unsafe fn plain<S: Simd, M: Map>(
     }
 }
 
-/// Writes the outputs of the run of `len` elements at `at`.
+/// Writes the outputs of the run of `len` elements at `at`, given which of them count.
 ///
 /// # Safety
 /// Inputs and output hold the run; the output is one of the inputs or shares no memory with them;
 /// `table` holds the coefficients of the run's channel.
 #[inline(always)]
-pub(crate) unsafe fn run<S: Simd, M: Map>(
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
     simd: S,
     map: M,
     at: usize,
     len: usize,
+    counted: C,
     table: TableOf<M>,
     stores: Stores,
     ahead: usize,
@@ -143,12 +195,12 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
         let mut i = 0;
         while i < lines.start {
             let n = LANES.min(lines.start - i);
-            let value = map.value(simd, at + i, n, &coefficients);
+            let value = value(simd, map, at + i, n, &coefficients, (counted, i));
             M::Element::store(simd, output.add(i), n, value);
             i += n;
         }
         while i + LANES <= len {
-            let value = map.value(simd, at + i, LANES, &coefficients);
+            let value = value(simd, map, at + i, LANES, &coefficients, (counted, i));
             if i < lines.end {
                 M::Element::stream(simd, output.add(i), value);
             } else {
@@ -160,7 +212,7 @@ pub(crate) unsafe fn run<S: Simd, M: Map>(
             i += LANES;
         }
         if i < len {
-            let value = map.value(simd, at + i, len - i, &coefficients);
+            let value = value(simd, map, at + i, len - i, &coefficients, (counted, i));
             M::Element::store(simd, output.add(i), len - i, value);
         }
     }
@@ -191,18 +243,20 @@ fn head<E>(output: *mut E, len: usize) -> Option<usize> {
     (bytes.is_multiple_of(size_of::<E>()) && head < len).then_some(head)
 }
 
-/// Writes the outputs of a sheet through the cache. Parts of rows go in pairs that share a fetch of
-/// the coefficients; both are read before one is written, as a load waits for an earlier store
-/// whose address agrees in its low bits. Whole rows go one by one: then memory is met in its order.
+/// Writes the outputs of a sheet through the cache, given which elements of each of its rows count.
+/// Parts of rows go in pairs that share a fetch of the coefficients; both are read before one is
+/// written, as a load waits for an earlier store whose address agrees in its low bits. Whole rows go
+/// one by one: then memory is met in its order.
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them;
 /// `table` holds the coefficients of each column.
 #[inline(always)]
-pub(crate) unsafe fn sheet<S: Simd, M: Map>(
+pub(crate) unsafe fn sheet<S: Simd, M: Map, C: Counted>(
     simd: S,
     map: M,
     sheet: Sheet,
+    counted: C,
     table: TableOf<M>,
     ahead: usize,
 ) {
@@ -217,51 +271,75 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map>(
             1
         };
         let rows = if row + most <= sheet.rows { most } else { 1 };
-        let mut col = 0;
+        let whole = sheet.cols / LANES * LANES;
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
-            while col + LANES <= sheet.cols {
-                let (at, table) = (at + col, table.from(col));
-                match rows {
-                    ROWS => columns(simd, map, [at, sheet.stride, ROWS, LANES], table),
-                    2 => columns(simd, map, [at, sheet.stride, 2, LANES], table),
-                    _ => columns(simd, map, [at, sheet.stride, 1, LANES], table),
-                }
-                if ahead > 0 {
-                    for row in 0..rows {
-                        map.prefetch(simd, at + row * sheet.stride + ahead);
-                    }
-                }
-                col += LANES;
+            match rows {
+                ROWS => vectors(simd, map, [at, sheet.stride, ROWS], whole, counted, table, ahead),
+                2 => vectors(simd, map, [at, sheet.stride, 2], whole, counted, table, ahead),
+                _ => vectors(simd, map, [at, sheet.stride, 1], whole, counted, table, ahead),
             }
-            if col < sheet.cols {
-                let n = sheet.cols - col;
-                columns(simd, map, [at + col, sheet.stride, rows, n], table.from(col));
+            if whole < sheet.cols {
+                let n = sheet.cols - whole;
+                let part = [at + whole, sheet.stride, rows, n];
+                columns(simd, map, part, (counted, whole), table.from(whole));
             }
         }
         row += rows;
     }
 }
 
-/// `n` columns of one or two rows.
+/// The first `cols` columns, a multiple of `LANES`, of some rows: a loop for each number of rows, which
+/// is a constant.
 ///
 /// # Safety
 /// As [`sheet`], of these elements.
 #[inline(always)]
-unsafe fn columns<S: Simd, M: Map>(
+unsafe fn vectors<S: Simd, M: Map, C: Counted>(
+    simd: S,
+    map: M,
+    [at, stride, rows]: [usize; 3],
+    cols: usize,
+    counted: C,
+    table: TableOf<M>,
+    ahead: usize,
+) {
+    let mut col = 0;
+    while col < cols {
+        // SAFETY: handed on to the caller.
+        unsafe {
+            let part = [at + col, stride, rows, LANES];
+            columns(simd, map, part, (counted, col), table.from(col));
+        }
+        if ahead > 0 {
+            for row in 0..rows {
+                map.prefetch(simd, at + col + row * stride + ahead);
+            }
+        }
+        col += LANES;
+    }
+}
+
+/// `n` columns of up to [`ROWS`] rows.
+///
+/// # Safety
+/// As [`sheet`], of these elements.
+#[inline(always)]
+unsafe fn columns<S: Simd, M: Map, C: Counted>(
     simd: S,
     map: M,
     [at, stride, rows, n]: [usize; 4],
+    counted: (C, usize),
     table: TableOf<M>,
 ) {
     // SAFETY: handed on to the caller.
     unsafe {
         let output = map.output();
         let coefficients = M::coefficients(simd, table, Fetch::Columns(n));
-        let first = map.value(simd, at, n, &coefficients);
+        let first = value(simd, map, at, n, &coefficients, counted);
         let mut values = [first; ROWS];
-        for (row, value) in values.iter_mut().enumerate().take(rows).skip(1) {
-            *value = map.value(simd, at + row * stride, n, &coefficients);
+        for (row, of_row) in values.iter_mut().enumerate().take(rows).skip(1) {
+            *of_row = value(simd, map, at + row * stride, n, &coefficients, counted);
         }
         for (row, value) in values.into_iter().enumerate().take(rows) {
             M::Element::store(simd, output.add(at + row * stride), n, value);
@@ -313,12 +391,12 @@ pub(crate) unsafe fn stream_rows<S: Simd, M: Map>(
                 (at, len) = (at + ROWS * cols, len - ROWS * cols);
             }
         }
-        stream(simd, map, at, len, cols, table, 0);
+        stream(simd, map, at, len, All, cols, table, 0);
     }
 }
 
-/// Writes the outputs of `len` elements at `at`, rows of `cols` columns without a gap, past the
-/// cache. Vectors go on over the ends of rows, so if there is more than one row `table` begins anew
+/// Writes the outputs of `len` elements at `at`, of which those of `counted` count, rows of `cols`
+/// columns without a gap, past the cache. Vectors go on over the ends of rows, so if there is more than one row `table` begins anew
 /// after its last column: it holds `cols + LANES` columns.
 ///
 /// # Safety
@@ -326,11 +404,13 @@ pub(crate) unsafe fn stream_rows<S: Simd, M: Map>(
 /// them; `table` holds the coefficients of each column and, if `len` is more than `cols`, of the
 /// next `LANES`.
 #[inline(always)]
-pub(crate) unsafe fn stream<S: Simd, M: Map>(
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn stream<S: Simd, M: Map, C: Counted>(
     simd: S,
     map: M,
     at: usize,
     len: usize,
+    counted: C,
     cols: usize,
     table: TableOf<M>,
     ahead: usize,
@@ -341,14 +421,18 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
         let output = map.output().add(at);
         let head = head(output, len);
         let (mut i, mut col) = (0, 0);
-        while i < len {
-            let n = match (i, head) {
-                (0, Some(head)) if head > 0 => head,
-                _ => LANES.min(len - i),
-            };
-            if n == LANES {
+        if let Some(n) = head.filter(|&head| head > 0) {
+            let coefficients = M::coefficients(simd, table, Fetch::Columns(n));
+            let value = value(simd, map, at, n, &coefficients, (counted, 0));
+            M::Element::store(simd, output, n, value);
+            (i, col) = (n, n % cols);
+        }
+        while i + LANES <= len {
+            // Vectors as far as the last column, or element.
+            let end = i + (cols - col).div_ceil(LANES).min((len - i) / LANES) * LANES;
+            while i < end {
                 let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(LANES));
-                let value = map.value(simd, at + i, LANES, &coefficients);
+                let value = value(simd, map, at + i, LANES, &coefficients, (counted, i));
                 if ahead > 0 {
                     map.prefetch(simd, at + i + ahead);
                 }
@@ -357,16 +441,17 @@ pub(crate) unsafe fn stream<S: Simd, M: Map>(
                 } else {
                     M::Element::store(simd, output.add(i), LANES, value);
                 }
-            } else {
-                let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(n));
-                let value = map.value(simd, at + i, n, &coefficients);
-                M::Element::store(simd, output.add(i), n, value);
+                (i, col) = (i + LANES, col + LANES);
             }
-            i += n;
-            col += n;
-            while col >= cols {
-                col -= cols;
+            if col >= cols {
+                col %= cols;
             }
+        }
+        if i < len {
+            let n = len - i;
+            let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(n));
+            let value = value(simd, map, at + i, n, &coefficients, (counted, i));
+            M::Element::store(simd, output.add(i), n, value);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `Σ (x - p)` and `Σ (x - p)²` about a pivot `p`.
 
 use super::reduce::Terms;
-use crate::element::Element;
+use crate::element::{Element, Real, RealVector};
+use crate::mask::{Batch, spread};
 use crate::moments::{CANDIDATES, pivots};
 use crate::simd::{LANES, Simd, Vector};
 use crate::view::View;
@@ -9,7 +10,22 @@ use std::ops::Range;
 
 /// The terms of batch statistics; the centre is the pivot.
 #[derive(Clone, Copy)]
-pub(crate) struct MomentTerms<E>(pub(crate) *const E);
+pub(crate) struct MomentTerms<E> {
+    x: *const E,
+    /// The positions that a pivot is found in.
+    members: [(usize, usize); CANDIDATES],
+}
+
+impl<E> MomentTerms<E> {
+    /// Of a batch in which a position counts.
+    pub(crate) fn new(Batch { view, mask }: Batch<'_>, x: *const E) -> Self {
+        let members = match mask {
+            Some(mask) => mask.members(),
+            None => spread(view.count()).map(|at| (at / view.inner, at % view.inner)),
+        };
+        MomentTerms { x, members }
+    }
+}
 
 // SAFETY: the pointer is only read through `terms`, whose caller vouches for the memory.
 unsafe impl<E: Sync> Sync for MomentTerms<E> {}
@@ -26,13 +42,10 @@ impl<E: Element> Terms for MomentTerms<E> {
         channels: Range<usize>,
         centers: &mut [f64],
     ) {
-        let last = view.count() - 1;
-        let members: [*const E; CANDIDATES] = std::array::from_fn(|i| {
-            // Whole steps first: the product of a count and a number could overflow.
-            let at = last / (CANDIDATES - 1) * i + last % (CANDIDATES - 1) * i / (CANDIDATES - 1);
-            let offset = view.offset(at / view.inner, channels.start, at % view.inner);
-            self.0.wrapping_add(offset)
-        });
+        let first = channels.start;
+        let members = self
+            .members
+            .map(|(outer, inner)| self.x.wrapping_add(view.offset(outer, first, inner)));
         for (group, centers) in centers.chunks_mut(LANES).enumerate() {
             let (first, n) = (group * LANES * view.inner, centers.len());
             let mut values = [[0.0; LANES]; CANDIDATES];
@@ -55,7 +68,7 @@ impl<E: Element> Terms for MomentTerms<E> {
 
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
-        simd.prefetch(self.0.wrapping_add(at));
+        simd.prefetch(self.x.wrapping_add(at));
     }
 
     #[inline(always)]
@@ -65,13 +78,33 @@ impl<E: Element> Terms for MomentTerms<E> {
         at: usize,
         n: usize,
         center: Option<S::F64>,
+        counted: Option<u16>,
     ) -> [S::F64; 2] {
-        // SAFETY: the caller vouches for `n` elements at `at`.
-        let x = unsafe { E::load(simd, self.0.add(at), n) }.widen();
+        // SAFETY: the caller vouches for `n` elements at `at`; the token is held.
+        let mut x = unsafe { E::load(simd, self.x.add(at), n) };
+        if let Some(bits) = counted {
+            // A pivot is an element or zero, so nothing is lost by narrowing it.
+            x = RealVector::<S, E>::select(
+                bits,
+                0,
+                x,
+                match center {
+                    Some(center) => RealVector::<S, E>::narrow(center),
+                    // SAFETY: as above.
+                    None => unsafe { RealVector::<S, E>::splat(E::Real::from_f64(0.0)) },
+                },
+            );
+        }
+        let x = x.widen();
         let deviation = match center {
             Some(center) => x - center,
             None => x,
         };
         [deviation, deviation]
+    }
+
+    #[inline(always)]
+    unsafe fn adds_nothing<S: Simd>(self, _: S, _: usize, _: usize) -> bool {
+        true
     }
 }

@@ -14,7 +14,8 @@
 //! of a chain grows with its length instead of the root of it.
 //!
 //! A tail is a partial load: its missing lanes are zero in every input and in the centre, and
-//! contribute zero.
+//! contribute zero. So does an element that does not count (see [`crate::mask`]), in its place: sixteen
+//! of them in a row are not even read.
 //!
 //! # Centres of zero
 //! The arithmetic of these sums fits into the time that memory takes, but into none that a cache
@@ -25,8 +26,8 @@
 //! for 64 bytes instead of 8.6, 10 being what memory takes. So channels whose mean is not far from
 //! zero have a centre of zero; see [`Terms::centers`].
 
-use super::Fetch;
 use crate::element;
+use crate::mask::{Counted, Rows, Share};
 use crate::simd::{LANES, Simd, Vector, fold};
 use crate::view::View;
 use std::ops::Range;
@@ -45,9 +46,6 @@ const ROWS: usize = 4;
 /// only in part: statistics of planes of 112 x 112 took 0.62 of a copy without this and 0.47 with.
 /// From 512 to 4096 there is no difference.
 const AHEAD: usize = 1024;
-
-/// Stride from which four rows of a sheet side by side are not one run to the processor.
-const SIDE_BY_SIDE: usize = 128;
 
 /// Two sums, a lane of each for every lane of a vector.
 #[derive(Clone, Copy)]
@@ -76,18 +74,19 @@ pub(crate) trait Terms: Copy + Sync {
         centers: &mut [f64],
     );
 
-    /// Whether the sums of the values of some channels say that all must be made again, about other
-    /// `centers`, which this then has written.
-    fn recenter(self, channels: Range<usize>, values: &[f64], centers: &mut [f64]) -> bool {
-        let _ = (channels, values, centers);
-        false
+    /// Whether the sums of some channels say that all must be made again: then of what, and about what
+    /// `centers`, which this has written.
+    fn again(self, channels: Range<usize>, sums: [&[f64]; 2], centers: &mut [f64]) -> Option<Self> {
+        let _ = (channels, sums, centers);
+        None
     }
 
     /// Asks for the inputs at offset `at`, which may lie beyond their end.
     fn prefetch<S: Simd>(self, simd: S, at: usize);
 
     /// Value and factor of the `n` elements at offset `at`, given the centre of their channel, or
-    /// `None` for zero. Lanes from `n` on are zero if those of `center` are.
+    /// `None` for zero. Lanes from `n` on are zero if those of `center` are. The bits say which elements
+    /// count, `None` that all do; the others add nothing.
     ///
     /// # Safety
     /// The inputs hold `n <= LANES` elements at `at`.
@@ -97,7 +96,14 @@ pub(crate) trait Terms: Copy + Sync {
         at: usize,
         n: usize,
         center: Option<S::F64>,
+        counted: Option<u16>,
     ) -> [S::F64; 2];
+
+    /// Whether the terms of the `n` elements at offset `at`, of which none counts, are known to be zero.
+    ///
+    /// # Safety
+    /// As [`Terms::factors`].
+    unsafe fn adds_nothing<S: Simd>(self, simd: S, at: usize, n: usize) -> bool;
 }
 
 /// Whether there is something to subtract in any of the channels with these `centers`.
@@ -115,20 +121,21 @@ pub(crate) fn off_center<T: Terms>(centers: &[f64]) -> bool {
 /// # Safety
 /// The inputs hold the run.
 #[inline(always)]
-pub(crate) unsafe fn run<S: Simd, T: Terms>(
+pub(crate) unsafe fn run<S: Simd, T: Terms, C: Counted>(
     simd: S,
     terms: T,
     [at, next]: [usize; 2],
     len: usize,
+    counted: C,
     center: f64,
     lanes: &mut Lanes,
 ) {
     // SAFETY: handed on to the caller.
     unsafe {
         if off_center::<T>(&[center]) {
-            run_about(simd, terms, [at, next], len, Some(center), lanes);
+            run_about(simd, terms, [at, next], len, counted, Some(center), lanes);
         } else {
-            run_about(simd, terms, [at, next], len, None, lanes);
+            run_about(simd, terms, [at, next], len, counted, None, lanes);
         }
     }
 }
@@ -139,11 +146,12 @@ pub(crate) unsafe fn run<S: Simd, T: Terms>(
 /// As [`run`].
 #[inline(always)]
 #[allow(clippy::manual_map)] // a closure is not compiled for the instruction set
-unsafe fn run_about<S: Simd, T: Terms>(
+unsafe fn run_about<S: Simd, T: Terms, C: Counted>(
     simd: S,
     terms: T,
     [at, next]: [usize; 2],
     len: usize,
+    counted: C,
     center: Option<f64>,
     lanes: &mut Lanes,
 ) {
@@ -157,17 +165,21 @@ unsafe fn run_about<S: Simd, T: Terms>(
         };
         let mut i = 0;
         while i + 4 * LANES <= len {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|k| at + i + k * LANES);
-            let soon = i + AHEAD.min(len);
-            let soon = if soon < len { at + soon } else { next + (soon - len) };
-            for k in 0..4 {
-                terms.prefetch(simd, soon + k * LANES);
+            let four = [0, 1, 2, 3].map(|k| at + i + k * LANES);
+            let bits = counted.word(i);
+            if bits != 0 {
+                let soon = i + AHEAD.min(len);
+                let soon = if soon < len { at + soon } else { next + (soon - len) };
+                for k in 0..4 {
+                    terms.prefetch(simd, soon + k * LANES);
+                }
             }
-            sums = add(sums, four(simd, terms, [a, b, c, d], LANES, full));
+            sums = add(sums, shares_of_four::<S, T, C>(simd, terms, four, LANES, full, bits));
             i += 4 * LANES;
         }
         while i + LANES <= len {
-            sums = add(sums, one(simd, terms, at + i, LANES, full));
+            let bits = counted.bits(i);
+            sums = share::<S, T, C>(simd, terms, at + i, LANES, full, bits, sums);
             i += LANES;
         }
         if i < len {
@@ -175,7 +187,8 @@ unsafe fn run_about<S: Simd, T: Terms>(
                 Some(center) => Some(S::F64::load_partial([center; LANES].as_ptr(), len - i)),
                 None => None,
             };
-            sums = add(sums, one(simd, terms, at + i, len - i, partial));
+            let bits = counted.bits(i);
+            sums = share::<S, T, C>(simd, terms, at + i, len - i, partial, bits, sums);
         }
         for (lanes, sum) in lanes.0.iter_mut().zip(sums) {
             (S::F64::load(lanes.as_ptr()) + sum).store(lanes.as_mut_ptr());
@@ -202,7 +215,7 @@ unsafe fn one<S: Simd, T: Terms>(
     center: Option<S::F64>,
 ) -> [S::F64; 2] {
     // SAFETY: handed on to the caller.
-    let [value, factor] = unsafe { terms.factors(simd, at, n, center) };
+    let [value, factor] = unsafe { terms.factors(simd, at, n, center, None) };
     [value, value * factor]
 }
 
@@ -221,9 +234,71 @@ unsafe fn four<S: Simd, T: Terms>(
     // SAFETY: handed on to the caller.
     unsafe {
         let sums = one(simd, terms, a, n, center);
-        let sums = another(simd, terms, b, n, center, sums);
-        let sums = another(simd, terms, c, n, center, sums);
-        another(simd, terms, d, n, center, sums)
+        let sums = another(simd, terms, b, n, center, None, sums);
+        let sums = another(simd, terms, c, n, center, None, sums);
+        another(simd, terms, d, n, center, None, sums)
+    }
+}
+
+/// [`four`] of elements of which those count whose bit is set.
+///
+/// # Safety
+/// As [`four`].
+#[inline(always)]
+unsafe fn shares_of_four<S: Simd, T: Terms, C: Counted>(
+    simd: S,
+    terms: T,
+    at: [usize; 4],
+    n: usize,
+    center: Option<S::F64>,
+    bits: u64,
+) -> [S::F64; 2] {
+    // SAFETY: handed on to the caller; `simd` is the token for its vectors.
+    unsafe {
+        if C::ALL || bits == u64::MAX {
+            return four(simd, terms, at, n, center);
+        }
+        let mut sums = [S::F64::splat(0.0); 2];
+        // Each vector is known to count, or not to, as a whole if its first bit stands for all.
+        let whole = bits == (bits & 0x0001_0001_0001_0001) * 0xffff;
+        for (k, at) in at.into_iter().enumerate() {
+            let bits = (bits >> (k * LANES)) as u16;
+            sums = if whole {
+                share::<S, T, C>(simd, terms, at, n, center, bits, sums)
+            } else {
+                // Branches would be taken at random.
+                another(simd, terms, at, n, center, Some(bits), sums)
+            };
+        }
+        sums
+    }
+}
+
+/// `sums` and the terms of those of one more vector of `n` elements that count.
+///
+/// # Safety
+/// As [`Terms::factors`].
+#[inline(always)]
+unsafe fn share<S: Simd, T: Terms, C: Counted>(
+    simd: S,
+    terms: T,
+    at: usize,
+    n: usize,
+    center: Option<S::F64>,
+    bits: u16,
+    sums: [S::F64; 2],
+) -> [S::F64; 2] {
+    // SAFETY: handed on to the caller.
+    unsafe {
+        if C::ALL {
+            return another(simd, terms, at, n, center, None, sums);
+        }
+        match Share::of(bits, n) {
+            Share::All => another(simd, terms, at, n, center, None, sums),
+            Share::None if terms.adds_nothing(simd, at, n) => sums,
+            Share::None => another(simd, terms, at, n, center, Some(0), sums),
+            Share::Some(bits) => another(simd, terms, at, n, center, Some(bits), sums),
+        }
     }
 }
 
@@ -238,10 +313,11 @@ unsafe fn another<S: Simd, T: Terms>(
     at: usize,
     n: usize,
     center: Option<S::F64>,
+    counted: Option<u16>,
     [values, products]: [S::F64; 2],
 ) -> [S::F64; 2] {
     // SAFETY: handed on to the caller.
-    let [value, factor] = unsafe { terms.factors(simd, at, n, center) };
+    let [value, factor] = unsafe { terms.factors(simd, at, n, center, counted) };
     let products = match center {
         // Exact, so that to fuse the two operations changes nothing.
         None => products.add_exact_product(value, factor),
@@ -288,9 +364,9 @@ pub(crate) struct ColumnSums {
 }
 
 impl ColumnSums {
-    /// Nothing summed yet of `sheets`, of which none has more columns.
-    pub(crate) fn new(columns: usize, sheets: &[Sheet]) -> ColumnSums {
-        let tiles: usize = sheets.iter().map(|sheet| sheet.rows.div_ceil(TILE_ROWS)).sum();
+    /// Nothing summed yet of two sheets of so many rows, of which neither has more columns.
+    pub(crate) fn new(columns: usize, [rows, more_rows]: [usize; 2]) -> ColumnSums {
+        let tiles = rows.div_ceil(TILE_ROWS) + more_rows.div_ceil(TILE_ROWS);
         let values = vec![0.0; if tiles > 1 { 4 } else { 2 } * columns];
         ColumnSums { values, columns, begun: false }
     }
@@ -321,17 +397,20 @@ impl ColumnSums {
 }
 
 /// Adds the terms of each column of a sheet to its two sums. Memory is met [`ROWS`] rows side by
-/// side.
+/// side; with `fetch` it is asked for ahead of time.
 ///
 /// # Safety
 /// The inputs hold the sheet.
 #[inline(always)]
-pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn sheet<S: Simd, T: Terms, R: Rows>(
     simd: S,
     terms: T,
     sheet: Sheet,
+    counted: R,
     centers: &ColumnCenters<'_>,
     sums: &mut ColumnSums,
+    fetch: bool,
 ) {
     assert!(
         sheet.cols <= sums.columns
@@ -346,80 +425,103 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms>(
         let (first, second) = sums.tile().split_at_mut(columns);
         let into = [first.as_mut_ptr(), second.as_mut_ptr()];
         // SAFETY: handed on to the caller; there are a centre and two sums of each column.
-        unsafe { sheet_tile(simd, terms, tile, centers, into) };
+        unsafe { sheet_tile(simd, terms, tile, start, counted, centers, into, fetch) };
         sums.add_tile();
     }
 }
 
-/// Adds the terms of each column of a tile of a sheet to its two sums.
+/// Adds the terms of each column of a tile of a sheet, whose first row is `start`, to its two sums.
 ///
 /// # Safety
 /// The inputs hold the sheet; `centers` and both `sums` hold a value for each column.
 #[inline(always)]
-unsafe fn sheet_tile<S: Simd, T: Terms>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
     simd: S,
     terms: T,
     sheet: Sheet,
+    start: usize,
+    counted: R,
     centers: &ColumnCenters<'_>,
     sums: [*mut f64; 2],
+    fetch: bool,
 ) {
     let ahead = (AHEAD / sheet.stride).next_multiple_of(ROWS).max(ROWS) * sheet.stride;
-    let fetch = sheet.stride >= SIDE_BY_SIDE;
+    // Whole rows are asked for in the order of memory: rows of 256 columns, side by side, took 0.9 of a
+    // copy, and 0.65 like this.
+    let (pace, step) = if sheet.cols == sheet.stride { (ROWS, LANES) } else { (1, sheet.stride) };
     let mut row = 0;
     while row < sheet.rows {
         let rows = if row + ROWS <= sheet.rows { ROWS } else { 1 };
         let at = sheet.at + row * sheet.stride;
+        let mut of_rows = [counted.row(start + row); ROWS];
+        for (k, of_row) in of_rows.iter_mut().enumerate().take(rows).skip(1) {
+            *of_row = counted.row(start + row + k);
+        }
+        let alike = of_rows.iter().all(|of_row| of_row.alike());
+        let of_first = bits_of(of_rows, 0);
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
         unsafe {
-            for col in (0..sheet.cols).step_by(LANES) {
-                let n = LANES.min(sheet.cols - col);
-                if fetch && rows == ROWS {
-                    // Whole rows are asked for in the order of memory: rows of 256 columns, side by
-                    // side, took 0.9 of a copy, and 0.65 like this.
-                    let (first, step) = if sheet.cols == sheet.stride {
-                        (ROWS * col, LANES)
-                    } else {
-                        (col, sheet.stride)
-                    };
+            let mut col = 0;
+            // The common case is a loop of little else than its arithmetic: what is decided for each
+            // vector took as long again.
+            while rows == ROWS && col + LANES <= sheet.cols {
+                let bits = if alike { of_first } else { bits_of(of_rows, col) };
+                if fetch && bits != 0 {
                     for k in 0..ROWS {
-                        terms.prefetch(simd, at + ahead + first + k * step);
+                        terms.prefetch(simd, at + ahead + pace * col + k * step);
                     }
                 }
-                let at = [at + col, sheet.stride];
-                let sums = [sums[0].add(col), sums[1].add(col)];
-                // With constants in their places the common cases have no masks and no loop.
-                if !centers.off.is_empty() && centers.off[col / LANES] {
-                    let center = centers.values.as_ptr().add(col);
-                    let center = Some(Fetch::Columns(n).vector::<S::F64>(center));
-                    if rows == ROWS && n == LANES {
-                        columns(simd, terms, at, ROWS, LANES, center, sums);
-                    } else {
-                        columns(simd, terms, at, rows, n, center, sums);
-                    }
-                } else if n < LANES {
-                    columns(simd, terms, at, rows, n, None, sums);
-                } else if rows == ROWS {
-                    columns(simd, terms, at, ROWS, LANES, None, sums);
+                let (at, sums) = ([at + col, sheet.stride], [sums[0].add(col), sums[1].add(col)]);
+                if centers.off.is_empty() || !centers.off[col / LANES] {
+                    columns::<S, T, R::Row>(simd, terms, at, ROWS, LANES, bits, None, sums);
                 } else {
-                    columns(simd, terms, at, 1, LANES, None, sums);
+                    let center = Some(S::F64::load(centers.values.as_ptr().add(col)));
+                    columns::<S, T, R::Row>(simd, terms, at, ROWS, LANES, bits, center, sums);
                 }
+                col += LANES;
+            }
+            // What is left of rows, or rows that are left.
+            while col < sheet.cols {
+                let n = LANES.min(sheet.cols - col);
+                let center = match centers.values {
+                    [] => S::F64::splat(0.0),
+                    values => element::load(values.as_ptr().add(col), n),
+                };
+                let bits = bits_of(of_rows, col);
+                let (at, sums) = ([at + col, sheet.stride], [sums[0].add(col), sums[1].add(col)]);
+                columns::<S, T, R::Row>(simd, terms, at, rows, n, bits, Some(center), sums);
+                col += n;
             }
         }
         row += rows;
     }
 }
 
-/// Adds the terms of [`ROWS`] rows, or of one, of `n` columns to their sums.
+/// The bits of sixteen columns of each of four rows.
+#[inline(always)]
+fn bits_of<C: Counted>(of_rows: [C; ROWS], col: usize) -> u64 {
+    let [a, b, c, d] = of_rows;
+    u64::from(a.bits(col))
+        | u64::from(b.bits(col)) << LANES
+        | u64::from(c.bits(col)) << (2 * LANES)
+        | u64::from(d.bits(col)) << (3 * LANES)
+}
+
+/// Adds the terms of [`ROWS`] rows, or of one, of `n` columns to their sums; the bits say which of them
+/// count.
 ///
 /// # Safety
 /// The inputs hold `n` elements in each row; both `sums` hold `n` values.
 #[inline(always)]
-unsafe fn columns<S: Simd, T: Terms>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn columns<S: Simd, T: Terms, C: Counted>(
     simd: S,
     terms: T,
     [at, stride]: [usize; 2],
     rows: usize,
     n: usize,
+    bits: u64,
     center: Option<S::F64>,
     sums: [*mut f64; 2],
 ) {
@@ -427,9 +529,10 @@ unsafe fn columns<S: Simd, T: Terms>(
     unsafe {
         let terms = if rows == ROWS {
             let rows = [at, at + stride, at + 2 * stride, at + 3 * stride];
-            four(simd, terms, rows, n, center)
+            shares_of_four::<S, T, C>(simd, terms, rows, n, center, bits)
         } else {
-            one(simd, terms, at, n, center)
+            let nothing = [S::F64::splat(0.0); 2];
+            share::<S, T, C>(simd, terms, at, n, center, bits as u16, nothing)
         };
         let so_far = [element::load::<S::F64>(sums[0], n), element::load::<S::F64>(sums[1], n)];
         let total = add(so_far, terms);

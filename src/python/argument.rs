@@ -4,6 +4,7 @@
 use super::errors::kind_error;
 use crate::epilogue::Activation;
 use crate::error::Error;
+use crate::renorm::Renorm;
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
@@ -31,6 +32,42 @@ scalar! {
     count: u64, "a whole number", "0 or more, within 64 bits";
     groups: isize, "a whole number", "within 64 bits";
     n: isize, "a whole number", "within 64 bits";
+}
+
+/// The argument `group_size`.
+pub(super) fn group_size(any: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    if any.is_none() {
+        return Ok(None);
+    }
+    let expected = "None or a whole number from 1 on";
+    let size: isize = any.extract().map_err(|_| kind_error("group_size", expected, any))?;
+    match usize::try_from(size) {
+        Ok(size) if size > 0 => Ok(Some(size)),
+        _ => {
+            let got = size.to_string();
+            Err(Error::Range { argument: "group_size", expected, got }.into())
+        }
+    }
+}
+
+/// How far renormalisation may go.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// By what factor.
+    pub(super) r_max: f64,
+    /// By how many standard deviations.
+    pub(super) d_max: f64,
+}
+
+/// The argument `renorm`.
+pub(super) fn renorm(any: &Bound<'_, PyAny>) -> PyResult<Option<Bounds>> {
+    if any.is_none() {
+        return Ok(None);
+    }
+    let kind = |_| kind_error("renorm", "None or two real numbers (r_max, d_max)", any);
+    let (r_max, d_max) = any.extract().map_err(kind)?;
+    Renorm::check_bounds(r_max, d_max)?;
+    Ok(Some(Bounds { r_max, d_max }))
 }
 
 /// An object of one of this module's classes.

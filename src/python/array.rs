@@ -129,7 +129,7 @@ pub(super) fn prepare(py: Python<'_>) {
 }
 
 /// A shape as Python prints it.
-fn tuple(shape: &[usize]) -> String {
+pub(super) fn tuple(shape: &[usize]) -> String {
     match shape {
         [n] => format!("({n},)"),
         _ => {
@@ -149,7 +149,7 @@ fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntyp
 /// `any` as an array: itself, or what `numpy.asarray` makes of an object with `__array__`.
 ///
 /// A masked array is refused: its mask says which values do not count, and would be ignored.
-fn as_array<'py>(
+pub(super) fn as_array<'py>(
     any: &Bound<'py, PyAny>,
     argument: &'static str,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
@@ -179,7 +179,7 @@ fn flags(array: &Bound<'_, PyUntypedArray>) -> i32 {
     unsafe { (*array.as_array_ptr()).fields.flags }
 }
 
-fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+pub(super) fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
     // SAFETY: as above.
     unsafe { (*array.as_array_ptr()).fields.data.cast() }
 }
@@ -219,7 +219,10 @@ fn new_like<'py>(
 }
 
 /// Copies all elements, whatever the two memories look like.
-fn copy(into: &Bound<'_, PyUntypedArray>, from: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+pub(super) fn copy(
+    into: &Bound<'_, PyUntypedArray>,
+    from: &Bound<'_, PyUntypedArray>,
+) -> PyResult<()> {
     let py = into.py();
     // SAFETY: both are arrays; NumPy checks shapes and types and sets an exception where they do
     // not fit.
@@ -292,6 +295,16 @@ impl<'py> Input<'py> {
             dense
         };
         Ok(Input { given, dense, ..*x })
+    }
+
+    /// Its shape.
+    pub(super) fn shape(&self) -> &[usize] {
+        self.dense.shape()
+    }
+
+    /// The strides of the memory that the engine reads.
+    pub(super) fn strides(&self) -> &[isize] {
+        self.dense.strides()
     }
 
     /// Bytes of its elements.
@@ -407,12 +420,22 @@ impl<'py> Output<'py> {
         data(&self.dense)
     }
 
+    /// The array that is written, ordered like x. [`Output::finish`] brings it to the caller's.
+    pub(super) fn dense(&self) -> &Bound<'py, PyUntypedArray> {
+        &self.dense
+    }
+
+    /// The array that the caller gets.
+    pub(super) fn array(&self) -> &Bound<'py, PyUntypedArray> {
+        &self.array
+    }
+
     /// The array for the caller, once the engine has written.
-    pub(super) fn finish(self) -> PyResult<Bound<'py, PyAny>> {
+    pub(super) fn finish(&self) -> PyResult<Bound<'py, PyAny>> {
         if !self.array.is(&self.dense) {
             copy(&self.array, &self.dense)?;
         }
-        Ok(self.array.into_any())
+        Ok(self.array.clone().into_any())
     }
 }
 
@@ -537,39 +560,72 @@ impl<'py> Vector<'py> {
         Ok(())
     }
 
-    /// Writes new values into the array, rounded to its type.
-    pub(super) fn write(&self, values: &[f64]) {
-        let (start, stride) = (data(&self.array), self.array.strides()[0]);
-        let swapped = !is_native(&self.array);
+    /// Writes its values, which have changed, into the array, rounded to its type.
+    pub(super) fn write(&self) {
         // The length is asked for again: while the interpreter was released somebody may have
         // resized the array by force.
-        for (i, &value) in values.iter().enumerate().take(self.array.len()) {
-            // SAFETY: element `i` of the array, which was checked to be writeable.
+        let values = &self.values[..self.values.len().min(self.array.len())];
+        with_element!(self.dtype, E => {
+            let places = Places::<E>::of(&self.array);
+            // SAFETY: the elements of the array, which was checked to be writeable.
             unsafe {
-                let place = start.offset(i as isize * stride);
-                with_element!(self.dtype, E => {
-                    let value = in_byte_order(E::narrow(value), swapped);
-                    place.cast::<E>().write_unaligned(value);
-                });
+                if let Some(first) = places.consecutive() {
+                    for (i, &value) in values.iter().enumerate() {
+                        first.add(i).write(E::narrow(value));
+                    }
+                } else {
+                    for (i, &value) in values.iter().enumerate() {
+                        let value = in_byte_order(E::narrow(value), places.swapped);
+                        places.at(i).write_unaligned(value);
+                    }
+                }
             }
-        }
+        });
+    }
+}
+
+/// Where the elements of a 1-D array are.
+struct Places<E> {
+    first: *mut E,
+    /// Bytes from one to the next.
+    stride: isize,
+    /// Whether they have the other byte order.
+    swapped: bool,
+}
+
+impl<E> Places<E> {
+    fn of(array: &Bound<'_, PyUntypedArray>) -> Places<E> {
+        let (first, stride) = (data(array).cast(), array.strides()[0]);
+        Places { first, stride, swapped: !is_native(array) }
+    }
+
+    fn at(&self, i: usize) -> *mut E {
+        self.first.wrapping_byte_offset(self.stride * i as isize)
+    }
+
+    /// The first, if they are as in a slice.
+    fn consecutive(&self) -> Option<*mut E> {
+        let consecutive = self.stride == size_of::<E>() as isize && self.first.is_aligned();
+        (consecutive && !self.swapped).then_some(self.first)
     }
 }
 
 /// The values of a 1-D array.
 fn read(array: &Bound<'_, PyUntypedArray>, dtype: DType) -> Vec<f64> {
-    let (start, stride) = (data(array), array.strides()[0]);
-    let swapped = !is_native(array);
-    let values = (0..array.len() as isize).map(|i| {
-        // SAFETY: element `i` of the array, which is alive while the interpreter is held.
+    with_element!(dtype, E => {
+        let places = Places::<E>::of(array);
+        // SAFETY: the elements of the array, which is alive while the interpreter is held. As
+        // everywhere, whoever writes to it from another thread gets what such a caller gets from
+        // NumPy: old or new values.
         unsafe {
-            let place = start.offset(i * stride);
-            with_element!(dtype, E => {
-                in_byte_order(place.cast::<E>().read_unaligned(), swapped).widen()
-            })
+            if let Some(first) = places.consecutive() {
+                (0..array.len()).map(|i| first.add(i).read().widen()).collect()
+            } else {
+                let value = |i| in_byte_order(places.at(i).read_unaligned(), places.swapped);
+                (0..array.len()).map(|i| value(i).widen()).collect()
+            }
         }
-    });
-    values.collect()
+    })
 }
 
 /// An element as the machine has it, from what may have the other byte order, or the way back.

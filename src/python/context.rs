@@ -1,20 +1,24 @@
 //! `Context`, what backward needs of a forward pass, and `Gradients`.
 
 use super::argument;
-use super::array::{Input, Named, Output, parameter, with_element};
+use super::array::{self, DType, Input, Named, Output, parameter, with_element};
 use super::errors::kind_error;
 use super::functions;
+use super::functions::ghost::samples;
 use super::nouns;
 use super::run::{Raw, execution, released};
 use crate::backward::{Gating, Upstream};
 use crate::epilogue::Activation;
 use crate::error::Error;
 use crate::grad_sums::GradSums;
-use crate::{affine, backward, moments};
+use crate::mask::{Batch, Mask};
+use crate::{affine, backward, moments, renorm};
 use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyType};
+use std::borrow::Cow;
+use std::ops::Range;
 
 /// What `batch_norm_backward` needs of a forward pass.
 ///
@@ -29,7 +33,22 @@ pub(super) struct Context {
     pub(super) weight: Option<Vec<f64>>,
     pub(super) bias: Option<Vec<f64>>,
     pub(super) residual: Option<Py<PyUntypedArray>>,
+    pub(super) mask: Option<Mask>,
     pub(super) activation: Activation,
+    /// The corrections r and d of batch renormalization.
+    pub(super) renorm: Option<[Vec<f64>; 2]>,
+    /// The parts that were normalised apart, if they were.
+    pub(super) groups: Option<Groups>,
+}
+
+/// Parts of a batch that were normalised each with its own statistics.
+pub(super) struct Groups {
+    /// The axis of samples.
+    pub(super) axis: usize,
+    /// The samples of each part.
+    pub(super) ranges: Vec<Range<usize>>,
+    /// What backward needs of each.
+    pub(super) contexts: Vec<Context>,
 }
 
 /// What normalised.
@@ -48,9 +67,45 @@ impl Statistics {
 }
 
 impl Context {
-    fn transformation(&self) -> PyResult<affine::Affine> {
+    /// The weight and bias that normalised values were scaled and shifted by.
+    fn parameters(&self) -> [Option<Cow<'_, [f64]>>; 2] {
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        let Some([r, d]) = &self.renorm else {
+            return [weight.map(Cow::Borrowed), bias.map(Cow::Borrowed)];
+        };
+        let (weights, biases): (Vec<f64>, Vec<f64>) = (0..r.len())
+            .map(|c| {
+                let (weight, bias) = (weight.map_or(1.0, |v| v[c]), bias.map_or(0.0, |v| v[c]));
+                let [weight, bias] = renorm::parameters([r[c], d[c]], weight, bias);
+                (weight, bias)
+            })
+            .unzip();
+        [Some(Cow::Owned(weights)), Some(Cow::Owned(biases))]
+    }
+
+    fn transformation(&self) -> PyResult<affine::Affine> {
+        let [weight, bias] = self.parameters();
+        let (weight, bias) = (weight.as_deref(), bias.as_deref());
         Ok(affine::Affine::from_moments(self.statistics.moments(), weight, bias, self.eps)?)
+    }
+
+    fn residual<'py>(&self, py: Python<'py>, x: &Input<'py>) -> PyResult<Option<Input<'py>>> {
+        let like = |residual: &Py<PyUntypedArray>| Input::like(residual.bind(py), "residual", x);
+        self.residual.as_ref().map(like).transpose()
+    }
+
+    /// The gradient with respect to the weight.
+    fn dweight(&self, sums: &GradSums) -> Vec<f64> {
+        let mut dweight = self.statistics.moments().invstd(self.eps);
+        for (value, sum) in dweight.iter_mut().zip(sums.sum_dy_xmu()) {
+            *value *= sum;
+        }
+        if let Some([r, d]) = &self.renorm {
+            for (c, value) in dweight.iter_mut().enumerate() {
+                *value = r[c] * *value + d[c] * sums.sum_dy()[c];
+            }
+        }
+        dweight
     }
 
     /// From dy to dx where the statistics were constants.
@@ -58,12 +113,6 @@ impl Context {
         let zeros = vec![0.0; self.statistics.moments().mean().len()];
         let scale = self.transformation()?.scale().to_vec();
         Ok(affine::Affine::new(zeros.clone(), scale, zeros)?)
-    }
-
-    fn invstd(&self, channel: usize) -> f64 {
-        let moments = self.statistics.moments();
-        let var = moments::biased_var(moments.count(), moments.m2()[channel]);
-        moments::invstd(var, self.eps)
     }
 }
 
@@ -78,10 +127,13 @@ impl Context {
         }
     }
 
-    /// The transformation from x to y.
+    /// The transformation from x to y; None where groups of samples had each their own.
     #[getter]
-    fn affine(&self) -> PyResult<nouns::Affine> {
-        Ok(nouns::Affine(self.transformation()?))
+    fn affine(&self) -> PyResult<Option<nouns::Affine>> {
+        if self.groups.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(nouns::Affine(self.transformation()?)))
     }
 }
 
@@ -159,32 +211,119 @@ pub(super) fn gradients_type(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     Ok(class.bind(py))
 }
 
-/// The gradients of one forward pass.
+/// The gradients of one forward pass. Where x was a part of a batch, `add` is called with its sums,
+/// and returns those of the batch.
 pub(super) fn gradients<'py>(
     py: Python<'py>,
     dy: &Bound<'py, PyAny>,
     context: &Context,
     out: Option<&Bound<'py, PyAny>>,
     needs: Needs,
+    add: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
+    let gradients = match &context.groups {
+        None => differentiate(py, dy, context, out, needs, add)?,
+        Some(groups) => differentiate_groups(py, dy, context, groups, out, needs)?,
+    };
+    let dtype = gradients.dtype;
+    let vector = |values: Option<Vec<f64>>| values.map(|v| parameter(py, dtype, v.into_iter()));
+    let dx = gradients.dx.as_ref().map(Output::finish).transpose()?;
+    let dresidual = gradients.dresidual.as_ref().map(Output::finish).transpose()?;
+    let (dweight, dbias) = (vector(gradients.dweight), vector(gradients.dbias));
+    gradients_type(py)?.call1((dx, dweight, dbias, dresidual))
+}
+
+/// Gradients that are not yet arrays of the caller's.
+struct Differentiated<'py> {
+    dtype: DType,
+    dx: Option<Output<'py>>,
+    dweight: Option<Vec<f64>>,
+    dbias: Option<Vec<f64>>,
+    dresidual: Option<Output<'py>>,
+}
+
+/// [`gradients`] of a batch whose samples were normalised in groups.
+fn differentiate_groups<'py>(
+    py: Python<'py>,
+    dy: &Bound<'py, PyAny>,
+    context: &Context,
+    Groups { axis, ranges, contexts }: &Groups,
+    out: Option<&Bound<'py, PyAny>>,
+    needs: Needs,
+) -> PyResult<Differentiated<'py>> {
     let x = Input::x(context.x.bind(py), context.axis as isize)?;
-    x.view.check_vector("x", context.statistics.moments().mean())?;
-    let given_dy = Input::like(dy, "dy", &x)?;
-    if out.is_some() && !needs.x {
+    let residual = context.residual(py, &x)?;
+    let dy = Input::like(dy, "dy", &x)?;
+    let dx = dx(out, needs, &x, &dy, residual.as_ref())?;
+    let dresidual = match residual {
+        Some(_) if needs.residual => Some(Output::new(&x)?),
+        _ => None,
+    };
+    let mut all = Differentiated { dtype: x.dtype, dx, dweight: None, dbias: None, dresidual };
+    for (range, context) in ranges.iter().zip(contexts) {
+        let part = |array: &Bound<'py, PyUntypedArray>| samples(array.as_any(), *axis, range);
+        let dy = part(&dy.given)?;
+        let out = all.dx.as_ref().map(|dx| part(dx.dense())).transpose()?;
+        let of_part = differentiate(py, &dy, context, out.as_ref(), needs, None)?;
+        if let Some(dx) = of_part.dx {
+            dx.finish()?;
+        }
+        if let (Some(whole), Some(of_part)) = (&all.dresidual, of_part.dresidual) {
+            let into = part(whole.dense())?.cast_into::<PyUntypedArray>()?;
+            array::copy(&into, of_part.finish()?.cast::<PyUntypedArray>()?)?;
+        }
+        for (total, of_part) in
+            [(&mut all.dweight, of_part.dweight), (&mut all.dbias, of_part.dbias)]
+        {
+            match (total.as_mut(), of_part) {
+                (Some(total), Some(of_part)) => {
+                    total.iter_mut().zip(of_part).for_each(|(total, value)| *total += value);
+                }
+                (_, of_part) => *total = of_part,
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Where dx goes, if it is needed.
+fn dx<'py>(
+    out: Option<&Bound<'py, PyAny>>,
+    needs: Needs,
+    x: &Input<'py>,
+    dy: &Input<'py>,
+    residual: Option<&Input<'py>>,
+) -> PyResult<Option<Output<'py>>> {
+    if !needs.x {
+        if out.is_none() {
+            return Ok(None);
+        }
         let expected = "None where needs leaves out \"x\"";
         return Err(Error::Range { argument: "out", expected, got: "an array".into() }.into());
     }
-    let residual = match &context.residual {
-        Some(residual) => Some(Input::like(residual.bind(py), "residual", &x)?),
-        None => None,
-    };
     let others = [
-        Some(Named::or_itself("dy", &given_dy.given)),
+        Some(Named::or_itself("dy", &dy.given)),
         Some(Named::apart("x", &x.given)),
-        residual.as_ref().map(|residual| Named::apart("residual", &residual.given)),
+        residual.map(|residual| Named::apart("residual", &residual.given)),
     ];
-    let out =
-        if needs.x { Some(Output::like(out, &x, others.into_iter().flatten())?) } else { None };
+    Output::like(out, x, others.into_iter().flatten()).map(Some)
+}
+
+/// [`gradients`] of a batch that was normalised as a whole.
+fn differentiate<'py>(
+    py: Python<'py>,
+    dy: &Bound<'py, PyAny>,
+    context: &Context,
+    out: Option<&Bound<'py, PyAny>>,
+    needs: Needs,
+    add: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Differentiated<'py>> {
+    let x = Input::x(context.x.bind(py), context.axis as isize)?;
+    x.view.check_vector("x", context.statistics.moments().mean())?;
+    context.mask.as_ref().map_or(Ok(()), |mask| x.view.masked(mask).map(|_| ()))?;
+    let given_dy = Input::like(dy, "dy", &x)?;
+    let residual = context.residual(py, &x)?;
+    let out = dx(out, needs, &x, &given_dy, residual.as_ref())?;
     let wants_weight = needs.weight && context.weight.is_some();
     let wants_bias = needs.bias && context.bias.is_some();
     let wants_sums = wants_weight || wants_bias;
@@ -206,7 +345,7 @@ pub(super) fn gradients<'py>(
     let gating = dz.map(|dz| Behind { residual: residual.as_ref(), dz });
 
     let sums = match (&out, &context.statistics) {
-        (Some(out), Statistics::Batch(moments)) => {
+        (Some(out), Statistics::Batch(moments)) if add.is_none() => {
             Some(fused(py, &given_dy, gating, &x, moments, context, out)?)
         }
         (out, _) => {
@@ -220,28 +359,34 @@ pub(super) fn gradients<'py>(
                 None => &given_dy,
             };
             // Sums come first, since the output may be dy itself.
-            let sums = if wants_sums {
-                Some(reduce(py, dz, &x, context.statistics.moments())?)
+            let sums = if wants_sums || add.is_some() {
+                Some(reduce(py, dz, &x, context.mask.as_ref(), context.statistics.moments())?)
             } else {
                 None
             };
-            if let Some(out) = out {
-                nouns::apply(dz, &context.derivative()?, None, Activation::Identity, out)?;
+            match (out, &context.statistics, add, &sums) {
+                (Some(out), Statistics::Batch(moments), Some(add), Some(sums)) => {
+                    let whole = add.call1((nouns::GradSums(sums.clone()),))?;
+                    let whole = nouns::grad_sums_argument(&whole)?;
+                    let whole = &whole.get().0;
+                    x.view.check_vector("grad_sums", whole.sum_dy())?;
+                    let [weight, _] = context.parameters();
+                    let weight = weight.as_deref();
+                    let mask = context.mask.as_ref();
+                    apply(py, dz, &x, mask, moments, whole, weight, context.eps, out)?;
+                }
+                (Some(out), ..) => {
+                    nouns::apply(dz, &context.derivative()?, None, Activation::Identity, out)?;
+                }
+                (None, ..) => {}
             }
             sums
         }
     };
 
-    let vector = |wanted: bool, values: &dyn Fn(&GradSums, usize) -> f64| {
-        let sums = sums.as_ref().filter(|_| wanted)?;
-        let channels = 0..sums.sum_dy().len();
-        Some(parameter(py, x.dtype, channels.map(|c| values(sums, c))))
-    };
-    let dweight = vector(wants_weight, &|sums, c| sums.sum_dy_xmu()[c] * context.invstd(c));
-    let dbias = vector(wants_bias, &|sums, c| sums.sum_dy()[c]);
-    let dx = out.map(Output::finish).transpose()?;
-    let dresidual = dresidual.map(Output::finish).transpose()?;
-    gradients_type(py)?.call1((dx, dweight, dbias, dresidual))
+    let dweight = sums.as_ref().filter(|_| wants_weight).map(|sums| context.dweight(sums));
+    let dbias = sums.as_ref().filter(|_| wants_bias).map(|sums| sums.sum_dy().to_vec());
+    Ok(Differentiated { dtype: x.dtype, dx: out, dweight, dbias, dresidual })
 }
 
 /// An activation to go back through.
@@ -290,7 +435,9 @@ fn fused(
 ) -> PyResult<GradSums> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
-    let (view, eps, weight) = (x.view, context.eps, context.weight.as_deref());
+    let (view, eps, [weight, _]) = (x.view, context.eps, context.parameters());
+    let weight = weight.as_deref();
+    let batch = Batch { view, mask: context.mask.as_ref() };
     let affine = behind.map(|_| context.transformation()).transpose()?;
     Ok(with_element!(x.dtype, E => {
         let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
@@ -300,13 +447,13 @@ fn fused(
         let affine = affine.as_ref();
         // SAFETY: all are dense arrays of `view`, alive for the length of this call; `Output::like`
         // ruled out that dx overlaps x or the residual, or dy otherwise than by being it; dz is dx or
-        // a new array; the context's vectors have the channels of `view`, and the activation was
-        // checked in the forward pass.
+        // a new array; the context's mask and vectors have the positions and channels of `view`, and
+        // the activation was checked in the forward pass.
         released(py, bytes, move || unsafe {
             let gate = dz.zip(affine).map(|(dz, affine)| Gating { epilogue, affine, dz: dz.get() });
             let upstream = Upstream { dy: dy.get(), gate };
             backward::batch_norm_backward_raw(
-                view, upstream, x.get(), moments, weight, eps, dx.get(), execution,
+                batch, upstream, x.get(), moments, weight, eps, dx.get(), execution,
             )
         })
     }))
@@ -317,17 +464,18 @@ pub(super) fn reduce(
     py: Python<'_>,
     dy: &Input<'_>,
     x: &Input<'_>,
+    mask: Option<&Mask>,
     moments: &moments::Moments,
 ) -> PyResult<GradSums> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
-    let view = x.view;
+    let batch = Batch { view: x.view, mask };
     Ok(with_element!(x.dtype, E => {
         let [dy, x] = [dy.pointer(), x.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: both are dense arrays of `view`, alive for the length of this call; the
-        // caller checked the channels of `moments`.
+        // SAFETY: both are dense arrays of the view, alive for the length of this call; the
+        // caller checked the positions of the mask and the channels of `moments`.
         released(py, bytes, move || unsafe {
-            backward::backward_reduce_raw(view, dy.get(), x.get(), moments, execution)
+            backward::backward_reduce_raw(batch, dy.get(), x.get(), moments, execution)
         })
     }))
 }
@@ -338,6 +486,7 @@ pub(super) fn apply(
     py: Python<'_>,
     dy: &Input<'_>,
     x: &Input<'_>,
+    mask: Option<&Mask>,
     moments: &moments::Moments,
     sums: &GradSums,
     weight: Option<&[f64]>,
@@ -346,14 +495,16 @@ pub(super) fn apply(
 ) -> PyResult<()> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
-    let view = x.view;
+    let batch = Batch { view: x.view, mask };
     with_element!(x.dtype, E => {
         let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
-        // SAFETY: all three are dense arrays of `view`, alive for the length of this call;
+        // SAFETY: all three are dense arrays of the view, alive for the length of this call;
         // `Output::like` ruled out that dx overlaps x, or dy otherwise than by being it; the caller
-        // checked the channels of the vectors.
+        // checked the positions of the mask and the channels of the vectors.
         released(py, bytes, move || unsafe {
-            backward::backward_apply_raw(view, dy.get(), x.get(), moments, sums, weight, eps, dx.get(), execution);
+            backward::backward_apply_raw(
+                batch, dy.get(), x.get(), moments, sums, weight, eps, dx.get(), execution,
+            );
         });
     });
     Ok(())

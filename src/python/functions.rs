@@ -1,16 +1,23 @@
 //! The functions, in the order of the contract.
 
-use super::argument::{self, check_eps, check_momentum};
+pub(super) mod ghost;
+pub(super) mod group;
+
+use super::argument::{self, Bounds, check_eps, check_momentum};
 use super::array::{self, Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
+use super::mask;
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
 use crate::epilogue::{Activation, RawEpilogue};
 use crate::error::Error;
+use crate::mask::{Batch, Mask};
+use crate::renorm::Renorm;
 use crate::{forward, moments as core};
 use pyo3::prelude::*;
 
 /// The arguments that all forward functions share, as they come.
+#[derive(Clone, Copy)]
 struct Arguments<'a, 'py> {
     x: &'a Bound<'py, PyAny>,
     running_mean: Option<&'a Bound<'py, PyAny>>,
@@ -23,6 +30,9 @@ struct Arguments<'a, 'py> {
     axis: isize,
     activation: Option<&'a Bound<'py, PyAny>>,
     residual: Option<&'a Bound<'py, PyAny>>,
+    mask: Option<&'a Bound<'py, PyAny>>,
+    lengths: Option<&'a Bound<'py, PyAny>>,
+    renorm: Option<Bounds>,
     out: Option<&'a Bound<'py, PyAny>>,
     /// Whether the output may be x or the residual itself: no backward will read them.
     in_place: bool,
@@ -36,7 +46,11 @@ struct Forward<'a, 'py> {
     weight: Option<Vec<f64>>,
     bias: Option<Vec<f64>>,
     residual: Option<Input<'py>>,
+    mask: Option<Mask>,
+    /// The argument that says how many values count.
+    counted_by: &'static str,
     activation: Activation,
+    renorm: Option<Bounds>,
     training: bool,
     momentum: f64,
     eps: f64,
@@ -48,13 +62,13 @@ impl<'a, 'py> Arguments<'a, 'py> {
         let channels = x.view.channels;
         let running = match (self.running_mean, self.running_var) {
             (Some(mean), Some(var)) => Some(Running::new(mean, var, channels)?),
-            (None, None) if self.training => None,
-            (mean, _) => {
+            (None, None) if self.training && self.renorm.is_none() => None,
+            (mean, var) => {
                 let argument = if mean.is_none() { "running_mean" } else { "running_var" };
-                let when = if self.training {
-                    "with the other running statistic"
-                } else {
-                    "in evaluation"
+                let when = match (self.training, mean.or(var)) {
+                    (false, _) => "in evaluation",
+                    (true, Some(_)) => "with the other running statistic",
+                    (true, None) => "with renorm",
                 };
                 return Err(Error::Missing { argument, when }.into());
             }
@@ -62,22 +76,19 @@ impl<'a, 'py> Arguments<'a, 'py> {
         let weight = Vector::optional(self.weight, "weight", channels)?;
         let bias = Vector::optional(self.bias, "bias", channels)?;
         let residual = self.residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
+        let mask = mask::optional(self.mask, self.lengths, &x)?;
         let activation = argument::activation(self.activation)?;
         check_eps(self.eps, self.training)?;
         check_momentum(self.momentum)?;
         if self.training || !self.in_place {
             activation.check_training()?;
         }
-        if self.training {
-            if x.view.count() == 1 {
-                let purpose = "batch statistics in training";
-                return Err(Error::TooFewValues { argument: "x", purpose, got: 1 }.into());
-            }
-            if let Some(running) = &running {
-                running.check_in_place()?;
-                running.mean.check_apart("running_mean", "x", &x.given)?;
-                running.var.check_apart("running_var", "x", &x.given)?;
-            }
+        if self.training
+            && let Some(running) = &running
+        {
+            running.check_in_place()?;
+            running.mean.check_apart("running_mean", "x", &x.given)?;
+            running.var.check_apart("running_var", "x", &x.given)?;
         }
         let input = if self.in_place { Named::or_itself } else { Named::apart };
         let vectors = [
@@ -96,7 +107,14 @@ impl<'a, 'py> Arguments<'a, 'py> {
             weight: weight.map(|vector| vector.values),
             bias: bias.map(|vector| vector.values),
             residual,
+            mask,
+            counted_by: match (self.mask, self.lengths) {
+                (Some(_), _) => "mask",
+                (None, Some(_)) => "lengths",
+                (None, None) => "x",
+            },
             activation,
+            renorm: self.renorm,
             training: self.training,
             momentum: self.momentum,
             eps: self.eps,
@@ -136,31 +154,96 @@ impl<'py> Forward<'_, 'py> {
 
     /// Normalises with the statistics of the batch.
     fn train(&self) -> PyResult<core::Moments> {
+        self.check_enough()?;
         let (py, bytes) = (self.x.given.py(), self.x.bytes());
         let execution = execution(py, bytes)?;
-        let (view, eps) = (self.x.view, self.eps);
+        let (batch, eps) = (self.batch(), self.eps);
         let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        let renorm = self.renorm();
         Ok(with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
             let epilogue = self.epilogue::<E>();
-            // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
+            // SAFETY: x, residual and out are dense arrays of the batch, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
-            // the vectors have the channels of `view`, and the activation was checked.
+            // enough counts, the vectors have the batch's channels, and the activation was checked.
             released(py, bytes, move || unsafe {
                 let (x, y) = (x.get(), y.get());
-                forward::batch_norm_raw(view, x, weight, bias, eps, epilogue, y, execution)
+                forward::batch_norm_raw(batch, x, weight, bias, eps, renorm, epilogue, y, execution)
             })
         }))
     }
 
-    /// The output for the caller, and the running statistics moved on, which is the last thing to
-    /// happen.
-    fn finish(self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
-        let y = self.out.finish()?;
-        if let (Some(running), Some(moments)) = (&self.running, moments) {
-            running.update(moments, self.momentum)?;
+    /// Refuses to make batch statistics of fewer than two values.
+    fn check_enough(&self) -> Result<(), Error> {
+        let got = self.batch().count();
+        if got >= 2 || self.x.view.count() == 0 {
+            return Ok(());
         }
+        let (argument, purpose) = (self.counted_by, "batch statistics in training");
+        Err(Error::TooFewValues { argument, purpose, got })
+    }
+
+    /// Where to renormalise toward, and how far.
+    fn renorm(&self) -> Option<Renorm<'_>> {
+        let (Bounds { r_max, d_max }, running) = (self.renorm?, self.running.as_ref()?);
+        let (mean, var) = (&running.mean.values, &running.var.values);
+        Some(Renorm::new(mean, var, r_max, d_max).expect("vectors and bounds were checked"))
+    }
+
+    /// x as the engine knows it, and what counts of it.
+    fn batch(&self) -> Batch<'_> {
+        Batch { view: self.x.view, mask: self.mask.as_ref() }
+    }
+
+    /// Moves the running statistics toward those of a batch: the last thing to happen.
+    fn update(&mut self, moments: &core::Moments) -> PyResult<()> {
+        self.running.as_mut().map_or(Ok(()), |running| running.update(moments, self.momentum))
+    }
+
+    /// The output for the caller, and the running statistics moved on.
+    fn finish(mut self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
+        let y = self.out.finish()?;
+        moments.map_or(Ok(()), |moments| self.update(moments))?;
         Ok(y)
+    }
+
+    /// What backward needs.
+    fn context(&mut self, statistics: Statistics) -> PyResult<Context> {
+        let renorm = match (&statistics, self.renorm()) {
+            (Statistics::Batch(moments), Some(renorm)) => {
+                Some(renorm.corrections(moments, self.eps)?)
+            }
+            _ => None,
+        };
+        Ok(Context {
+            x: array::view(&self.x.given)?.unbind(),
+            axis: self.x.axis,
+            eps: self.eps,
+            statistics,
+            weight: self.weight.take(),
+            bias: self.bias.take(),
+            residual: match &self.residual {
+                Some(residual) => Some(array::view(&residual.given)?.unbind()),
+                None => None,
+            },
+            mask: self.mask.take(),
+            activation: self.activation,
+            renorm,
+            groups: None,
+        })
+    }
+
+    /// The output for the caller, what backward needs, and the running statistics moved on.
+    fn finish_with_context(
+        mut self,
+        statistics: Statistics,
+    ) -> PyResult<(Bound<'py, PyAny>, Context)> {
+        let context = self.context(statistics)?;
+        let y = self.finish(match &context.statistics {
+            Statistics::Batch(moments) => Some(moments),
+            Statistics::Running(_) => None,
+        })?;
+        Ok((y, context))
     }
 }
 
@@ -200,6 +283,20 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 ///     slope)``; in evaluation also ``"silu"``, ``"hardswish"``, ``"sigmoid"`` or ``"tanh"``.
 /// residual : array, optional
 ///     Of x's shape and dtype; added before the activation, in the same pass over memory.
+/// mask : array of bool, optional
+///     Which positions count: of x's shape with 1 along the channel axis, or without that axis; other
+///     axes may be 1. Only these enter statistics, whatever stands elsewhere; all are normalised.
+/// lengths : whole numbers, shape (N,), optional
+///     Instead of a mask: how many positions of each sample count, along the last axis that is not
+///     that of channels. N is the length of the first such axis.
+/// group_size : int, optional
+///     Ghost batches (Hoffer, Hubara & Soudry 2017, "Train longer, generalize better", algorithm 1): in
+///     training so many samples at a time are normalised with their own statistics; the last group may
+///     be smaller. The running statistics are moved by those of all of them.
+/// renorm : (float, float), optional
+///     Batch renormalization (Ioffe 2017, algorithm 1), with ``(r_max, d_max)``: in training, normalised
+///     values are moved on to where the running statistics would have put them, scaled by no more than
+///     a factor of ``r_max`` and shifted by no more than ``d_max``; gradients take both as constants.
 /// out : array, optional
 ///     Where to write; of x's shape and dtype, and x or the residual itself if you like.
 ///
@@ -211,7 +308,7 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 /// Raises
 /// ------
 /// ValueError
-///     If a shape, eps or momentum does not fit; if there is one value per channel in training; if
+///     If a shape, eps or momentum does not fit; if fewer than two values per channel count in training; if
 ///     running statistics are missing in evaluation, or one of the pair is; if the activation is
 ///     unknown, or for evaluation only, in training; if `out` is read-only or overlaps an input
 ///     otherwise than by being x or the residual.
@@ -229,7 +326,8 @@ pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) 
 ///        [ 0.999995,  0.      ]], dtype=float32)
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=false,
-                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, out=None))]
+                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, mask=None,
+                    lengths=None, group_size=None, renorm=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm<'py>(
     x: &Bound<'py, PyAny>,
@@ -243,6 +341,10 @@ pub(super) fn batch_norm<'py>(
     #[pyo3(from_py_with = argument::axis)] axis: isize,
     activation: Option<&Bound<'py, PyAny>>,
     residual: Option<&Bound<'py, PyAny>>,
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
+    #[pyo3(from_py_with = argument::group_size)] group_size: Option<usize>,
+    #[pyo3(from_py_with = argument::renorm)] renorm: Option<Bounds>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let arguments = Arguments {
@@ -257,10 +359,16 @@ pub(super) fn batch_norm<'py>(
         axis,
         activation,
         residual,
+        mask,
+        lengths,
+        renorm,
         out,
         in_place: true,
     };
     let forward = arguments.check()?;
+    if let Some(size) = forward.group_size(group_size) {
+        return Ok(ghost::forward(&arguments, forward, size)?.0);
+    }
     if forward.training {
         let moments = forward.train()?;
         return forward.finish(Some(&moments));
@@ -276,7 +384,8 @@ pub(super) fn batch_norm<'py>(
 ///
 /// Parameters
 /// ----------
-/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, out
+/// x, running_mean, running_var, weight, bias, training, momentum, eps, axis, activation, residual, mask, \
+/// lengths, group_size, renorm, out
 ///     As for `batch_norm`.
 ///
 /// Returns
@@ -292,7 +401,8 @@ pub(super) fn batch_norm<'py>(
 ///     As `batch_norm`.
 #[pyfunction]
 #[pyo3(signature = (x, running_mean=None, running_var=None, weight=None, bias=None, training=true,
-                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, out=None))]
+                    momentum=0.1, eps=1e-5, *, axis=1, activation=None, residual=None, mask=None,
+                    lengths=None, group_size=None, renorm=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn batch_norm_forward<'py>(
     x: &Bound<'py, PyAny>,
@@ -306,6 +416,10 @@ pub(super) fn batch_norm_forward<'py>(
     #[pyo3(from_py_with = argument::axis)] axis: isize,
     activation: Option<&Bound<'py, PyAny>>,
     residual: Option<&Bound<'py, PyAny>>,
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
+    #[pyo3(from_py_with = argument::group_size)] group_size: Option<usize>,
+    #[pyo3(from_py_with = argument::renorm)] renorm: Option<Bounds>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Bound<'py, PyAny>, Context)> {
     let arguments = Arguments {
@@ -320,10 +434,16 @@ pub(super) fn batch_norm_forward<'py>(
         axis,
         activation,
         residual,
+        mask,
+        lengths,
+        renorm,
         out,
         in_place: false,
     };
     let forward = arguments.check()?;
+    if let Some(size) = forward.group_size(group_size) {
+        return ghost::forward(&arguments, forward, size);
+    }
     let statistics = if training {
         Statistics::Batch(forward.train()?)
     } else {
@@ -332,24 +452,7 @@ pub(super) fn batch_norm_forward<'py>(
         let (mean, var) = (running.mean.values.clone(), running.var.values.clone());
         Statistics::Running(core::Moments::new(1, mean, var)?)
     };
-    let context = Context {
-        x: array::view(&forward.x.given)?.unbind(),
-        axis: forward.x.axis,
-        eps,
-        statistics,
-        weight: forward.weight.clone(),
-        bias: forward.bias.clone(),
-        residual: match &forward.residual {
-            Some(residual) => Some(array::view(&residual.given)?.unbind()),
-            None => None,
-        },
-        activation: forward.activation,
-    };
-    let y = forward.finish(match &context.statistics {
-        Statistics::Batch(moments) => Some(moments),
-        Statistics::Running(_) => None,
-    })?;
-    Ok((y, context))
+    forward.finish_with_context(statistics)
 }
 
 /// Gradients of a batch normalization.
@@ -358,7 +461,9 @@ pub(super) fn batch_norm_forward<'py>(
 /// mean) * invstd**2 * sum(dy * (x - mean)) / n)`` with ``scale = weight * invstd``
 /// (Ioffe & Szegedy 2015, section 3, collected); running statistics are constants, and it is ``dy *
 /// scale``. Behind an activation dy is replaced by its product with the activation's derivative,
-/// which is also the gradient with respect to the residual.
+/// which is also the gradient with respect to the residual. With a mask n is how many positions count,
+/// sums are over all of them, and where a position does not count the gradient is ``dy * scale``; if
+/// dy is zero there it adds nothing, whatever x is.
 ///
 /// Parameters
 /// ----------
@@ -394,7 +499,7 @@ pub(super) fn batch_norm_backward<'py>(
     out: Option<&Bound<'py, PyAny>>,
     needs: Needs,
 ) -> PyResult<Bound<'py, PyAny>> {
-    context::gradients(py, dy, ctx.get(), out, needs)
+    context::gradients(py, dy, ctx.get(), out, needs, None)
 }
 
 /// Count, mean and sum of squared deviations of each channel.
@@ -408,34 +513,40 @@ pub(super) fn batch_norm_backward<'py>(
 ///     Input, any strides.
 /// axis : int, default 1
 ///     Channel axis.
+/// mask, lengths : optional
+///     Which positions count; see `batch_norm`.
 ///
 /// Returns
 /// -------
 /// Moments
-///     Of all elements of each channel; of count 0 for an empty array.
+///     Of the elements of each channel that count; of count 0 for an empty array.
 ///
 /// Raises
 /// ------
 /// ValueError
-///     If x has fewer than 2 dimensions.
+///     If x has fewer than 2 dimensions; if `mask` or `lengths` does not fit.
 /// TypeError
-///     If x has the wrong dtype.
+///     If x, `mask` or `lengths` has the wrong dtype.
 /// numpy.exceptions.AxisError
 ///     If there is no such axis.
 #[pyfunction]
-#[pyo3(signature = (x, *, axis=1))]
+#[pyo3(signature = (x, *, axis=1, mask=None, lengths=None))]
 pub(super) fn moments(
     x: &Bound<'_, PyAny>,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    mask: Option<&Bound<'_, PyAny>>,
+    lengths: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<nouns::Moments> {
     let x = Input::x(x, axis)?;
+    let mask = mask::optional(mask, lengths, &x)?;
     let (py, bytes) = (x.given.py(), x.bytes());
     let execution = execution(py, bytes)?;
-    let view = x.view;
+    let batch = Batch { view: x.view, mask: mask.as_ref() };
     Ok(nouns::Moments(with_element!(x.dtype, E => {
         let x = Raw(x.pointer().cast::<E>());
-        // SAFETY: `x` is a dense array of `view`, alive for the length of this call.
-        released(py, bytes, move || unsafe { forward::moments_raw(view, x.get(), execution) })
+        // SAFETY: `x` is a dense array of the view, alive for the length of this call; the mask has its
+        // positions.
+        released(py, bytes, move || unsafe { forward::moments_raw(batch, x.get(), execution) })
     })))
 }
 
@@ -451,6 +562,9 @@ pub(super) fn moments(
 ///     Statistics that normalised x: those of x, or of a batch that x is a part of.
 /// axis : int, default 1
 ///     Channel axis.
+/// mask, lengths : optional
+///     As in the forward pass. All positions are summed; one that does not count and whose dy is zero
+///     adds nothing, whatever x is.
 ///
 /// Returns
 /// -------
@@ -464,19 +578,22 @@ pub(super) fn moments(
 /// TypeError
 ///     If dy has another dtype.
 #[pyfunction]
-#[pyo3(signature = (dy, x, moments, *, axis=1))]
+#[pyo3(signature = (dy, x, moments, *, axis=1, mask=None, lengths=None))]
 pub(super) fn backward_reduce(
     py: Python<'_>,
     dy: &Bound<'_, PyAny>,
     x: &Bound<'_, PyAny>,
     #[pyo3(from_py_with = nouns::moments_argument)] moments: Bound<'_, nouns::Moments>,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    mask: Option<&Bound<'_, PyAny>>,
+    lengths: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<nouns::GradSums> {
     let x = Input::x(x, axis)?;
     let dy = Input::like(dy, "dy", &x)?;
+    let mask = mask::optional(mask, lengths, &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
-    Ok(nouns::GradSums(context::reduce(py, &dy, &x, moments)?))
+    Ok(nouns::GradSums(context::reduce(py, &dy, &x, mask.as_ref(), moments)?))
 }
 
 /// Gradient with respect to x from statistics and sums: the second half of backward.
@@ -497,6 +614,8 @@ pub(super) fn backward_reduce(
 ///     eps of the forward pass.
 /// axis : int, default 1
 ///     Channel axis.
+/// mask, lengths : optional
+///     As in the forward pass. Where a position does not count, dx is ``dy * scale``.
 /// out : array, optional
 ///     Where to write; of x's shape and dtype, and dy itself if you like.
 ///
@@ -512,7 +631,8 @@ pub(super) fn backward_reduce(
 /// TypeError
 ///     If a dtype does not fit.
 #[pyfunction]
-#[pyo3(signature = (dy, x, moments, grad_sums, weight=None, eps=1e-5, *, axis=1, out=None))]
+#[pyo3(signature = (dy, x, moments, grad_sums, weight=None, eps=1e-5, *, axis=1, mask=None,
+                    lengths=None, out=None))]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward_apply<'py>(
     py: Python<'py>,
@@ -523,10 +643,13 @@ pub(super) fn backward_apply<'py>(
     weight: Option<&Bound<'py, PyAny>>,
     #[pyo3(from_py_with = argument::eps)] eps: f64,
     #[pyo3(from_py_with = argument::axis)] axis: isize,
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let x = Input::x(x, axis)?;
     let dy = Input::like(dy, "dy", &x)?;
+    let mask = mask::optional(mask, lengths, &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
     let grad_sums = &grad_sums.get().0;
@@ -541,7 +664,7 @@ pub(super) fn backward_apply<'py>(
     let others = others.into_iter().chain(weight.iter().map(|w| Named::apart("weight", &w.array)));
     let out = Output::like(out, &x, others)?;
     let weight = weight.as_ref().map(|vector| vector.values.as_slice());
-    context::apply(py, &dy, &x, moments, grad_sums, weight, eps, &out)?;
+    context::apply(py, &dy, &x, mask.as_ref(), moments, grad_sums, weight, eps, &out)?;
     out.finish()
 }
 
@@ -561,4 +684,22 @@ pub(super) fn backward_apply<'py>(
 #[pyfunction]
 pub(super) fn check_activation(activation: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     argument::activation(activation).map(|_| ())
+}
+
+/// Refuse what is no pair of bounds of renormalisation.
+///
+/// Parameters
+/// ----------
+/// renorm : None or (float, float)
+///     See `batch_norm`.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If a bound is out of its range.
+/// TypeError
+///     If it is nothing of the kind.
+#[pyfunction]
+pub(super) fn check_renorm(renorm: &Bound<'_, PyAny>) -> PyResult<()> {
+    argument::renorm(renorm).map(|_| ())
 }

@@ -10,6 +10,7 @@ mod array;
 mod context;
 mod errors;
 mod functions;
+mod mask;
 mod memory;
 mod nouns;
 mod run;
@@ -22,9 +23,11 @@ mod _rustbn {
     #[pymodule_export]
     use super::errors::error_kinds;
     #[pymodule_export]
+    use super::functions::group::{part_backward, part_forward};
+    #[pymodule_export]
     use super::functions::{
         backward_apply, backward_reduce, batch_norm, batch_norm_backward, batch_norm_forward,
-        check_activation, moments,
+        check_activation, check_renorm, moments,
     };
     #[pymodule_export]
     use super::memory::{cache_bytes, empty_cache};

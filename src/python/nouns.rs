@@ -158,7 +158,7 @@ impl Moments {
         #[pyo3(from_py_with = argument::momentum)] momentum: f64,
     ) -> PyResult<()> {
         let channels = self.0.mean().len();
-        let running = Running::new(running_mean, running_var, channels)?;
+        let mut running = Running::new(running_mean, running_var, channels)?;
         running.check_in_place()?;
         check_momentum(momentum)?;
         running.update(&self.0, momentum)
@@ -228,11 +228,11 @@ impl<'a, 'py> Running<'a, 'py> {
     }
 
     /// Moves the statistics towards those of a batch.
-    pub(super) fn update(&self, batch: &moments::Moments, momentum: f64) -> PyResult<()> {
-        let updated = batch.updated_running(&self.mean.values, &self.var.values, momentum)?;
-        if let Some([mean, var]) = updated {
-            self.mean.write(&mean);
-            self.var.write(&var);
+    pub(super) fn update(&mut self, batch: &moments::Moments, momentum: f64) -> PyResult<()> {
+        batch.update_running(&mut self.mean.values, &mut self.var.values, momentum)?;
+        if batch.count() > 0 {
+            self.mean.write();
+            self.var.write();
         }
         Ok(())
     }

@@ -145,6 +145,27 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    fn select(bits: u16, first: usize, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F32x8(unsafe {
+            // The bit of each lane becomes its sign, which is all that a blend looks at.
+            let last = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+            let left = _mm256_sub_epi32(last, _mm256_set1_epi32(first as i32));
+            let signs = _mm256_sllv_epi32(_mm256_set1_epi32(bits.into()), left);
+            _mm256_blendv_ps(otherwise.0, then.0, _mm256_castsi256_ps(signs))
+        })
+    }
+
+    #[inline(always)]
+    fn is_zero(self) -> bool {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        unsafe {
+            let zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(self.0, _mm256_setzero_ps());
+            _mm256_movemask_ps(zero) == 0xff
+        }
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F32x8(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
@@ -215,6 +236,27 @@ impl Vector for F64x4 {
         F64x4(unsafe {
             _mm256_blendv_pd(otherwise.0, then.0, _mm256_cmp_pd::<_CMP_LT_OQ>(a.0, b.0))
         })
+    }
+
+    #[inline(always)]
+    fn select(bits: u16, first: usize, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        F64x4(unsafe {
+            // The bit of each lane becomes its sign, which is all that a blend looks at.
+            let last = _mm256_setr_epi64x(63, 62, 61, 60);
+            let left = _mm256_sub_epi64(last, _mm256_set1_epi64x(first as i64));
+            let signs = _mm256_sllv_epi64(_mm256_set1_epi64x(bits.into()), left);
+            _mm256_blendv_pd(otherwise.0, then.0, _mm256_castsi256_pd(signs))
+        })
+    }
+
+    #[inline(always)]
+    fn is_zero(self) -> bool {
+        // SAFETY: values of this type exist only where the processor has the instructions.
+        unsafe {
+            let zero = _mm256_cmp_pd::<_CMP_EQ_OQ>(self.0, _mm256_setzero_pd());
+            _mm256_movemask_pd(zero) == 0xf
+        }
     }
 
     #[inline(always)]

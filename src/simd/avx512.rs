@@ -130,6 +130,18 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn select(bits: u16, first: usize, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        F32x16(unsafe { _mm512_mask_blend_ps(bits >> first, otherwise.0, then.0) })
+    }
+
+    #[inline(always)]
+    fn is_zero(self) -> bool {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, _mm512_setzero_ps()) == u16::MAX }
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         // SAFETY: values of this type exist only where the processor has the instruction.
         F32x16(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
@@ -195,6 +207,18 @@ impl Vector for F64x8 {
             let less = _mm512_cmp_pd_mask::<_CMP_LT_OQ>(a.0, b.0);
             _mm512_mask_blend_pd(less, otherwise.0, then.0)
         })
+    }
+
+    #[inline(always)]
+    fn select(bits: u16, first: usize, then: Self, otherwise: Self) -> Self {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        F64x8(unsafe { _mm512_mask_blend_pd((bits >> first) as u8, otherwise.0, then.0) })
+    }
+
+    #[inline(always)]
+    fn is_zero(self) -> bool {
+        // SAFETY: values of this type exist only where the processor has the instruction.
+        unsafe { _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(self.0, _mm512_setzero_pd()) == u8::MAX }
     }
 
     #[inline(always)]

@@ -7,8 +7,8 @@ use super::{
 use crate::backward::{Gating, Upstream, batch_norm_backward_raw};
 use crate::element::{Element, Real};
 use crate::{
-    Activation, Affine, Caches, Epilogue, Execution, View, apply, apply_in_place, backward_apply,
-    backward_reduce, batch_norm, batch_norm_backward, epilogue_backward, moments,
+    Activation, Affine, Caches, Epilogue, Execution, Mask, View, apply, apply_in_place,
+    backward_apply, backward_reduce, batch_norm, batch_norm_backward, epilogue_backward, moments,
 };
 
 /// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it:
@@ -122,6 +122,22 @@ where
         let nan = V::splat(V::Scalar::from_f64(f64::NAN));
         assert_eq!(stored(V::select_less(nan, vb, va, vb)), bits(&b));
         assert_eq!(stored(V::select_less(va, nan, va, vb)), bits(&b));
+        for bits_of in [0, 1, 0x8000, 0xaaaa, u16::MAX, 0x1234 << (n % 4)] {
+            let selected =
+                std::array::from_fn::<_, LANES, _>(
+                    |i| {
+                        if bits_of >> i & 1 == 1 { a[i] } else { b[i] }
+                    },
+                );
+            assert_eq!(stored(V::select(bits_of, 0, va, vb)), bits(&selected));
+        }
+        let (plus, minus) = (V::splat(zero), V::splat(V::Scalar::from_f64(-0.0)));
+        assert!(plus.is_zero() && minus.is_zero() && !nan.is_zero());
+        for i in 0..LANES {
+            let mut alone = [zero; LANES];
+            alone[i] = V::Scalar::LEAST;
+            assert!(!V::load(alone.as_ptr()).is_zero(), "lane {i}");
+        }
         let thirds: [f64; LANES] = std::array::from_fn(|i| a[i].to_f64() / 3.0);
         let narrow = V::narrow(V::Wide::load(thirds.as_ptr()));
         assert_eq!(stored(narrow), bits(&thirds.map(V::Scalar::from_f64)));
@@ -346,7 +362,80 @@ pub(super) fn verbs<E: Element>(level: Level) {
             let got = outputs(view, &x, &dy, &parameters, Execution { level, threads, caches });
             assert_eq!(got, expected, "{view:?} on {threads} threads, {caches:?}");
         }
+        for share in [1, 8, 15, 16] {
+            // Single positions at random, and stretches of a hundred.
+            let mut counted: Vec<bool> =
+                (0..view.count()).map(|_| random.next() % 16 < share).collect();
+            for (i, stretch) in counted.chunks_mut(100).enumerate() {
+                if i % 3 > 0 {
+                    stretch.fill(i % 3 == 1);
+                }
+            }
+            counted[0] = true;
+            let mask = Mask::new(view, &counted).unwrap();
+            let on = |execution| masked_outputs(view, &mask, &x, &dy, execution);
+            let expected = on(Execution { level: Level::Scalar, threads: 1, caches });
+            for (threads, caches) in [(1, caches), (3, caches), (1, none), (3, none)] {
+                let got = on(Execution { level, threads, caches });
+                assert_eq!(got, expected, "{share}/16 of {view:?}, {threads} threads, {caches:?}");
+            }
+        }
     }
+}
+
+/// The bits of what the verbs compute of the positions that count, with NaN at all others, whose `dy` is
+/// 0 half of the time. The fused ones and their halves agree; so do a mask of all positions and none.
+fn masked_outputs<E: Element>(
+    view: View,
+    mask: &Mask,
+    x: &[E],
+    dy: &[E],
+    execution: Execution,
+) -> Vec<u64> {
+    let bits = |values: &[E]| {
+        let bits = |x: &E| if x.widen().is_nan() { 0 } else { x.widen().to_bits() };
+        values.iter().map(bits).collect::<Vec<_>>()
+    };
+    let (eps, none) = (1e-5, Epilogue::default());
+    let empty = || vec![E::narrow(0.0); view.len()];
+    let batch = view.masked(mask).unwrap();
+    let counted = mask.to_vec();
+    let (mut x, mut dy) = (x.to_vec(), dy.to_vec());
+    for (i, (x, dy)) in x.iter_mut().zip(&mut dy).enumerate() {
+        let position = i / (view.channels * view.inner) * view.inner + i % view.inner;
+        if !counted[position] {
+            *x = E::narrow(f64::NAN);
+            if (position / 200).is_multiple_of(2) {
+                *dy = E::narrow(0.0);
+            }
+        }
+    }
+    let (mut y, mut dx, mut again) = (empty(), empty(), empty());
+    let statistics = batch_norm(batch, &x, None, None, eps, none, &mut y, execution).unwrap();
+    assert!(statistics.mean().iter().all(|mean| mean.is_finite()));
+    assert_eq!(moments(batch, &x, execution).unwrap(), statistics);
+    let sums =
+        batch_norm_backward(batch, &dy, &x, &statistics, None, eps, &mut dx, execution).unwrap();
+    let reduced = backward_reduce(batch, &dy, &x, &statistics, execution).unwrap();
+    let bits64 = |values: &[f64]| {
+        let bits = |x: &f64| if x.is_nan() { 0 } else { x.to_bits() };
+        values.iter().map(bits).collect::<Vec<_>>()
+    };
+    assert_eq!(bits64(reduced.sum_dy_xmu()), bits64(sums.sum_dy_xmu()));
+    backward_apply(batch, &dy, &x, &statistics, &sums, None, eps, &mut again, execution).unwrap();
+    assert_eq!(bits(&again), bits(&dx));
+    let all = Mask::new(view, &vec![true; view.count()]).unwrap();
+    let batch = view.masked(&all).unwrap();
+    assert_eq!(
+        moments(batch, &dy, execution).unwrap(),
+        moments(view, &dy, execution).unwrap(),
+        "{view:?}"
+    );
+    [bits(&y), bits(&dx), bits64(statistics.mean()), bits64(statistics.m2())]
+        .into_iter()
+        .chain([bits64(sums.sum_dy()), bits64(sums.sum_dy_xmu())])
+        .flatten()
+        .collect()
 }
 
 /// The bits of everything that the verbs compute, the fused ones and their halves agreeing.
@@ -409,7 +498,7 @@ fn outputs<E: Element>(
             // SAFETY: all are exactly the elements of `view`, and dx in place of dz is allowed.
             let fused = unsafe {
                 batch_norm_backward_raw(
-                    view,
+                    view.into(),
                     upstream,
                     x.as_ptr(),
                     &halves,

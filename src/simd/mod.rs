@@ -148,6 +148,12 @@ pub trait Vector:
     /// In each lane, `then` if `a < b`, else `otherwise`: also where one of them is NaN.
     fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self;
 
+    /// In lane `i`, `then` if bit `first + i` is set, else `otherwise`.
+    fn select(bits: u16, first: usize, then: Self, otherwise: Self) -> Self;
+
+    /// Whether every lane is zero, of either sign.
+    fn is_zero(self) -> bool;
+
     /// `self + a * b`, where each product is exact in this type: the same bits whether the
     /// processor fuses the two operations or not. Of other products nothing is promised.
     #[must_use]

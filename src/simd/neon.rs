@@ -48,7 +48,7 @@ operators!(F32x4, vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32);
 operators!(F64x2, vaddq_f64, vsubq_f64, vmulq_f64, vdivq_f64);
 
 macro_rules! vector {
-    ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr, $fma:ident, $narrow:expr, $less:ident, $select:ident) => {
+    ($vector:ident, $scalar:ty, $wide:ty, $lanes:literal, $dup:ident, $load:ident, $store:ident, $widen:expr, $fma:ident, $narrow:expr, $less:ident, $select:ident, $set:ident, $zero:ident) => {
         // SAFETY (all of the impl): the caller vouches for NEON and for the elements touched; a
         // tail of `n <= LANES` elements is copied to or from an array of `LANES`.
         impl Vector for $vector {
@@ -119,6 +119,18 @@ macro_rules! vector {
             }
 
             #[inline(always)]
+            fn select(bits: u16, first: usize, then: Self, otherwise: Self) -> Self {
+                // SAFETY: `then` exists, so the processor has NEON.
+                $vector(unsafe { $select($set(bits >> first), then.0, otherwise.0) })
+            }
+
+            #[inline(always)]
+            fn is_zero(self) -> bool {
+                // SAFETY: `self` exists, so the processor has NEON.
+                unsafe { $zero(self.0) }
+            }
+
+            #[inline(always)]
             fn add_exact_product(self, a: Self, b: Self) -> Self {
                 // SAFETY: `self` exists, so the processor has NEON.
                 $vector(unsafe { $fma(self.0, a.0, b.0) })
@@ -138,7 +150,9 @@ vector!(
     vfmaq_f32,
     narrow,
     vcltq_f32,
-    vbslq_f32
+    vbslq_f32,
+    set_of_four,
+    zero_f32
 );
 vector!(
     F64x2,
@@ -152,8 +166,50 @@ vector!(
     vfmaq_f64,
     identity,
     vcltq_f64,
-    vbslq_f64
+    vbslq_f64,
+    set_of_two,
+    zero_f64
 );
+
+/// All ones in each of four lanes whose bit is set.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn set_of_four(bits: u16) -> uint32x4_t {
+    // SAFETY: the caller vouches for NEON; the array is as long as the vector.
+    unsafe { vtstq_u32(vdupq_n_u32(bits.into()), vld1q_u32([1, 2, 4, 8].as_ptr())) }
+}
+
+/// All ones in each of two lanes whose bit is set.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn set_of_two(bits: u16) -> uint64x2_t {
+    // SAFETY: the caller vouches for NEON; the array is as long as the vector.
+    unsafe { vtstq_u64(vdupq_n_u64(bits.into()), vld1q_u64([1, 2].as_ptr())) }
+}
+
+/// Whether four lanes are zero.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn zero_f32(v: float32x4_t) -> bool {
+    // SAFETY: the caller vouches for NEON.
+    unsafe { vminvq_u32(vceqzq_f32(v)) == u32::MAX }
+}
+
+/// Whether two lanes are zero.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn zero_f64(v: float64x2_t) -> bool {
+    // SAFETY: the caller vouches for NEON.
+    unsafe { vminvq_u32(vreinterpretq_u32_u64(vceqzq_f64(v))) == u32::MAX }
+}
 
 /// Two `f64` as they are.
 ///

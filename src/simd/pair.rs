@@ -125,6 +125,19 @@ impl<V: Vector> Vector for Pair<V> {
     }
 
     #[inline(always)]
+    fn select(bits: u16, first: usize, then: Self, otherwise: Self) -> Self {
+        Pair(
+            V::select(bits, first, then.0, otherwise.0),
+            V::select(bits, first + V::LANES, then.1, otherwise.1),
+        )
+    }
+
+    #[inline(always)]
+    fn is_zero(self) -> bool {
+        self.0.is_zero() & self.1.is_zero()
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         Pair(self.0.add_exact_product(a.0, b.0), self.1.add_exact_product(a.1, b.1))
     }

@@ -148,6 +148,25 @@ where
     }
 
     #[inline(always)]
+    fn select(bits: u16, first: usize, then: Self, mut otherwise: Self) -> Self {
+        for i in 0..LANES {
+            if bits >> (first + i) & 1 == 1 {
+                otherwise.0[i] = then.0[i];
+            }
+        }
+        otherwise
+    }
+
+    #[inline(always)]
+    fn is_zero(self) -> bool {
+        let mut zeros = 0;
+        for i in 0..LANES {
+            zeros += usize::from(self.0[i] == T::default());
+        }
+        zeros == LANES
+    }
+
+    #[inline(always)]
     fn add_exact_product(self, a: Self, b: Self) -> Self {
         self + a * b
     }

@@ -14,7 +14,7 @@ from rustbn.bench.problem import WrongResultError
 from rustbn.bench.progress import progress
 from rustbn.bench.report import Report
 from rustbn.bench.run import ALL_PASSES, Plan, measure
-from rustbn.bench.shapes import LAYOUTS, NOT_IN_ALL, cases, groups
+from rustbn.bench.shapes import DTYPES, LAYOUTS, NOT_IN_ALL, cases, groups
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for peer in missing:
         print(f"rustbn bench: {peer} is not installed and left out", file=sys.stderr)
     plan = Plan(
-        cases(arguments.shapes, arguments.layouts),
+        cases(arguments.shapes, arguments.layouts, arguments.dtypes),
         arguments.peers,
         arguments.passes,
         arguments.threads,
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rustbn bench: interrupted", file=sys.stderr)
         return 130
-    print(tables.text(report))
+    print(tables.text(report, arguments.brief))
     _write(report, arguments)
     return 0
 
@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     choice("peers", [*PEERS, "none"], "torch,numpy", "whom to compare with")
     choice("layouts", LAYOUTS, "nchw,nhwc", "memory layouts")
+    choice("dtypes", DTYPES, "float32", "of the arrays; calls and fused are float32")
     choice(
         "passes",
         [*ALL_PASSES, "all"],
@@ -102,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
         default=9,
         metavar="N",
         help="samples of each contestant (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--brief", action="store_true", help="show what all shapes of a group come to, not each"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
@@ -125,6 +129,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
         _, missing = installed(["matplotlib"])
         if missing:
             raise ImportError("--plot needs matplotlib: pip install 'rustbn[demo]'")
+    if "bfloat16" in arguments.dtypes:
+        _, missing = installed(["ml_dtypes"])
+        if missing:
+            raise ImportError("bfloat16 needs ml_dtypes: pip install 'rustbn[checkpoints]'")
     for path in (arguments.json, arguments.markdown, arguments.plot):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +143,7 @@ def _write(report: Report, arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         arguments.json.write_text(report.json(), encoding="utf-8")
     if arguments.markdown is not None:
-        arguments.markdown.write_text(tables.markdown(report), encoding="utf-8")
+        arguments.markdown.write_text(tables.markdown(report, arguments.brief), encoding="utf-8")
     if arguments.plot is not None and report.measurements:
         from rustbn.bench.figure import figure
 

@@ -14,12 +14,15 @@ LIMIT, LIMIT_FRESH, STREAMING = "limit out=", "limit", "streaming"
 RUSTBN, RUSTBN_OUT, RUSTBN_IN_PLACE = "rustbn", "rustbn out=", "rustbn in place"
 TORCH, TORCH_OUT = "torch", "torch out="
 NUMPY = "numpy"
+# rustbn on the same values as float32 arrays, beside values of 16 bits.
+FLOAT32, FLOAT32_OUT = "float32", "float32 out="
 NAMES = (
-    LIMIT, STREAMING, RUSTBN_OUT, RUSTBN_IN_PLACE, TORCH_OUT, LIMIT_FRESH, RUSTBN, TORCH, NUMPY,
+    LIMIT, STREAMING, RUSTBN_OUT, RUSTBN_IN_PLACE, FLOAT32_OUT, TORCH_OUT,
+    LIMIT_FRESH, RUSTBN, FLOAT32, TORCH, NUMPY,
 )  # fmt: skip
 
 
-# Greatest error of a result, relative to the terms it is a sum of.
+# Greatest error of a result before it is rounded to its dtype, relative to the terms of its sums.
 TOLERANCE = 1e-5
 
 

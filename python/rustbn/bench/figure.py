@@ -34,7 +34,7 @@ def figure(report: Report) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    columns = list(dict.fromkeys((m.group, m.layout, m.threads) for m in report.measurements))
+    columns = list(dict.fromkeys((m.group, m.kind, m.threads) for m in report.measurements))
     passes = list(dict.fromkeys(m.pass_ for m in report.measurements))
     libraries = [
         name
@@ -54,10 +54,10 @@ def figure(report: Report) -> Figure:
         reach = _reach([m for m in report.measurements if m.pass_ == pass_])
         for axes, column in zip(line, columns, strict=True):
             _panel(axes, _cell(report, column, pass_), libraries, reach)
-            group, layout, threads = column
+            group, kind, threads = column
             count = f"{threads} thread" + "s" * (threads > 1)
             axes.set_title(
-                f"{pass_}, {group} {layout}, {count}", loc="left", size=11, weight="bold", color=INK
+                f"{pass_}, {group} {kind}, {count}", loc="left", size=11, weight="bold", color=INK
             )
             axes.set_xlabel(f"time / {LIMITS[pass_]} of the same bytes", size=9, color=MUTED)
     handles = [Patch(color=COLOURS[name], label=LABELS[name]) for name in libraries]
@@ -75,7 +75,7 @@ def _cell(report: Report, column: tuple[str, str, int], pass_: str) -> list[Meas
     return [
         m
         for m in report.measurements
-        if (m.group, m.layout, m.threads) == column and m.pass_ == pass_
+        if (m.group, m.kind, m.threads) == column and m.pass_ == pass_
     ]
 
 

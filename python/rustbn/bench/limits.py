@@ -1,7 +1,8 @@
 """The limits: the bytes of a pass moved, and nothing else.
 
 A forward pass reads x and writes y, as a copy does. A backward pass reads x and dy and writes dx,
-as an addition does. With several threads each moves its share.
+as an addition does. With several threads each moves its share. Numbers of 16 bits are added as
+integers: NumPy's additions of float16 and bfloat16 are bound by their arithmetic.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def team(threads: int) -> Iterator[Team]:
 
 def limits(problem: Problem, pass_: str, team: Team) -> list[Contestant]:
     """Return the limits of a pass: existing outputs, fresh ones, streaming stores."""
-    x, dy, out = (flat(array) for array in (problem.x, problem.dy, problem.out))
+    x, dy, out = moved(problem)
     existing: Job
     fresh: Job
     if pass_ == "backward":
@@ -98,12 +99,20 @@ def limits(problem: Problem, pass_: str, team: Team) -> list[Contestant]:
         existing, fresh = team.copy(x, out), partial(team.fresh_copy, x)
         streamed = team.split(x, lambda p: partial(streaming.streaming_copy, x[p], out[p]))
     calls: dict[str, Job] = {LIMIT: existing, LIMIT_FRESH: fresh}
-    if x.nbytes >= LARGE and streaming.loops() is not None:
+    if x.dtype == np.float32 and x.nbytes >= LARGE and streaming.loops() is not None:
         calls[STREAMING] = streamed
     if pass_ == "step":
         backward = {entry.name: entry.call for entry in limits(problem, "backward", team)}
         calls = {name: _both(call, backward[name]) for name, call in calls.items()}
     return [Contestant(name, call, None) for name, call in calls.items()]
+
+
+def moved(problem: Problem) -> tuple[Array, Array, Array]:
+    """Return x, dy and out along one axis, as what the limits take them for."""
+    x, dy, out = (flat(array) for array in (problem.x, problem.dy, problem.out))
+    if x.dtype.itemsize == 2:
+        x, dy, out = (array.view(np.uint16) for array in (x, dy, out))
+    return x, dy, out
 
 
 def _both(forward: Job, backward: Job) -> Job:

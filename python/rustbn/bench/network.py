@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from rustbn.bench import ours, with_torch
-from rustbn.bench.contestant import LIMIT, LIMIT_FRESH, RUSTBN, TOLERANCE, TORCH
-from rustbn.bench.limits import Team
-from rustbn.bench.problem import Answers, Problem, WrongResultError, flat
+from rustbn.bench.contestant import FLOAT32, LIMIT, LIMIT_FRESH, RUSTBN, TOLERANCE, TORCH
+from rustbn.bench.limits import Team, moved
+from rustbn.bench.problem import Answers, Problem, WrongResultError
 
 
 class Layer(Protocol):
@@ -30,7 +30,7 @@ class FreshLimit:
     """A layer that copies into a fresh array, and adds into another."""
 
     def __init__(self, problem: Problem, team: Team) -> None:
-        self.x, self.dy, self.team = flat(problem.x), flat(problem.dy), team
+        (self.x, self.dy, _), self.team = moved(problem), team
 
     def forward(self) -> Any:
         """Return a copy of x."""
@@ -45,7 +45,7 @@ class Limit:
     """A layer that does the same into memory that exists."""
 
     def __init__(self, problem: Problem, team: Team) -> None:
-        x, dy, out = flat(problem.x), flat(problem.dy), flat(problem.out)
+        x, dy, out = moved(problem)
         self.copy, self.add = team.copy(x, out), team.add(x, dy, out)
 
     def forward(self) -> Any:
@@ -67,6 +67,8 @@ def networks(
         LIMIT_FRESH: [FreshLimit(problem, team) for problem in repeated],
         RUSTBN: [ours.Layer(problem) for problem in repeated],
     }
+    if any(problem.case.dtype != "float32" for problem in problems):
+        found[FLOAT32] = [ours.Layer(problem.widened) for problem in repeated]
     if "torch" in peers:
         found[TORCH] = [with_torch.Layer(problem) for problem in repeated]
     return found

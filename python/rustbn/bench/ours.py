@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import rustbn
-from rustbn.bench.contestant import RUSTBN, RUSTBN_IN_PLACE, RUSTBN_OUT, Contestant
+from rustbn.bench.contestant import (
+    FLOAT32,
+    FLOAT32_OUT,
+    RUSTBN,
+    RUSTBN_IN_PLACE,
+    RUSTBN_OUT,
+    Contestant,
+)
 from rustbn.bench.problem import EPS, MOMENTUM, Problem
 
 
 def ours(problem: Problem, pass_: str) -> list[Contestant]:
-    """Return the ways to compute a pass with rustbn."""
-    return {"forward": _forward, "backward": _backward, "eval": _eval, "step": _step}[pass_](
-        problem
-    )
+    """Return the ways to compute a pass with rustbn, those in float32 beside those in 16 bits."""
+    passes = {"forward": _forward, "backward": _backward, "eval": _eval, "step": _step}
+    found = passes[pass_](problem)
+    if problem.case.dtype != "float32":
+        names = {RUSTBN: FLOAT32, RUSTBN_OUT: FLOAT32_OUT}
+        wide = passes[pass_](problem.widened)
+        found += [replace(entry, name=names[entry.name]) for entry in wide if entry.name in names]
+    return found
 
 
 def _forward(problem: Problem) -> list[Contestant]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +28,7 @@ class WrongResultError(AssertionError):
 
 @dataclass(frozen=True)
 class Problem:
-    """Arrays of shape (N, C, ...) in the memory order of the case, and vectors of shape (C,).
+    """Arrays of shape (N, C, ...) in the memory order of the case, and float32 vectors (C,).
 
     `out` is the one output that exists beforehand: all contestants write to the same memory, so
     none has luckier pages than another.
@@ -47,18 +49,26 @@ class Problem:
         rng = np.random.default_rng(SEED)
         channels = case.shape[1]
         mean, std = rng.uniform(-2, 2, channels), rng.uniform(1, 3, channels)
-        x, dy = (_empty(case) for _ in range(2))
+        x, dy = (_empty(case, np.float32) for _ in range(2))
         for noise in (x, dy):
             rng.standard_normal(dtype=np.float32, out=flat(noise))
         dy += 0.5 * x
         dy += 0.25
         x *= along_channels(std.astype(np.float32), x.ndim)
         x += along_channels(mean.astype(np.float32), x.ndim)
-        out = _empty(case)
-        out[...] = 0  # its pages are there
+        dtype = bfloat16() if case.dtype == "bfloat16" else np.dtype(case.dtype)
+        x, dy = (array.astype(dtype, copy=False) for array in (x, dy))
+        out = _filled(case, dtype)
         weight, bias = rng.uniform(0.5, 1.5, channels), rng.normal(size=channels)
         vectors = (v.astype(np.float32) for v in (weight, bias, mean, 4 * std**2))
         return Problem(case, x, dy, out, *vectors)
+
+    @cached_property
+    def widened(self) -> Problem:
+        """Return the same values in float32 arrays."""
+        case = replace(self.case, dtype="float32")
+        x, dy = (array.astype(np.float32) for array in (self.x, self.dy))
+        return replace(self, case=case, x=x, dy=dy, out=_filled(case, np.float32))
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class Answers:
         weight, bias = problem.weight.astype(np.float64), problem.bias.astype(np.float64)
         running_mean = problem.running_mean.astype(np.float64)
         scale = weight / np.sqrt(problem.running_var.astype(np.float64) + EPS)
-        y, y_eval, dx = (np.empty_like(x) for _ in range(3))
+        y, y_eval, dx = (np.empty_like(x, np.float32) for _ in range(3))
         for rows in blocks(x):
             xhat = (_f64(x[rows]) - spread(mean)) * spread(invstd)
             y[rows] = xhat * spread(weight) + spread(bias)
@@ -126,7 +136,8 @@ class Answers:
         results : mapping of array_like
             One for each answer: y, dx, dweight, dbias, as the pass has them.
         tolerance : float
-            Greatest error, relative to the terms of the answer.
+            Greatest error, relative to the terms of the answer. Results of 16 bits may be half a
+            unit further away: they are the answer rounded once more.
 
         Raises
         ------
@@ -138,7 +149,8 @@ class Answers:
             if result is None or result.shape != answer.shape:
                 shape = None if result is None else result.shape
                 raise WrongResultError(f"{name} has shape {shape}, not {answer.shape}")
-            error = max(float(abs(result[rows] - answer[rows]).max()) for rows in blocks(answer))
+            half_unit = _eps(result.dtype) / 2 if result.dtype.itemsize == 2 else 0.0
+            error = max(_error(result[r], answer[r], half_unit) for r in blocks(answer))
             allowed = tolerance * self.sizes[name]
             if not error <= allowed:  # not ">", so that NaN is wrong
                 raise WrongResultError(f"{name} is off by {error:.2g}; {allowed:.2g} is allowed")
@@ -179,8 +191,34 @@ def _f64(values: Array) -> Array:
     return values.astype(np.float64)
 
 
-def _empty(case: Case) -> Array:
+def _error(result: Array, answer: Array, half_unit: float) -> float:
+    """Return the largest error beyond what rounding to 16 bits adds; NaN if there is one."""
+    error = abs(result.astype(np.float32, copy=False) - answer)
+    return float((error - half_unit * abs(answer) if half_unit else error).max())
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return the dtype of ml_dtypes, which is imported only where it is asked for."""
+    found: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
+    return found
+
+
+@cache
+def _eps(dtype: np.dtype[Any]) -> float:
+    """Return the distance from 1 to the next number."""
+    one = np.ones((), dtype)
+    return float(np.nextafter(one, 2 * one)) - 1
+
+
+def _filled(case: Case, dtype: npt.DTypeLike) -> Array:
+    """Return zeros whose pages are there."""
+    array = _empty(case, dtype)
+    array[...] = 0
+    return array
+
+
+def _empty(case: Case, dtype: npt.DTypeLike) -> Array:
     if case.layout == "nhwc":
         n, c, *spatial = case.shape
-        return np.moveaxis(np.empty((n, *spatial, c), np.float32), -1, 1)
-    return np.empty(case.shape, np.float32)
+        return np.moveaxis(np.empty((n, *spatial, c), dtype), -1, 1)
+    return np.empty(case.shape, dtype)

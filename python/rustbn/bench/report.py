@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from rustbn.bench.shapes import kind
 from rustbn.bench.timing import Quartiles
 
 # Changes when the meaning of the JSON does.
@@ -25,6 +26,12 @@ class Measurement:
     pass_: str
     clock: str
     results: dict[str, Quartiles]
+    dtype: str = "float32"
+
+    @property
+    def kind(self) -> str:
+        """As `Case.kind`."""
+        return kind(self.layout, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,12 @@ class NetworkMeasurement:
     threads: int
     clock: str
     results: dict[str, Quartiles]
+    dtype: str = "float32"
+
+    @property
+    def kind(self) -> str:
+        """As `Case.kind`."""
+        return kind(self.layout, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,21 @@ from importlib.resources import files
 LAYOUTS = ("nchw", "nhwc")
 # Each takes gigabytes or minutes, so it has to be asked for by name.
 NOT_IN_ALL = ("sizes",)
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch-norm problem: `shape` is N, C and the spatial axes, whatever the memory layout."""
+    """A batch-norm problem: `shape` is N, C and the spatial axes, whatever the memory layout.
+
+    `dtype`, of `DTYPES`, is that of the arrays; vectors are float32 all the same.
+    """
 
     group: str
     shape: tuple[int, ...]
     count: int
     layout: str
+    dtype: str = "float32"
 
     @property
     def size(self) -> int:
@@ -29,6 +34,16 @@ class Case:
     def name(self) -> str:
         """The shape as text: ``32x64x56x56``."""
         return "x".join(map(str, self.shape))
+
+    @property
+    def kind(self) -> str:
+        """The layout, and the dtype where it is not float32: ``nchw bfloat16``."""
+        return kind(self.layout, self.dtype)
+
+
+def kind(layout: str, dtype: str) -> str:
+    """Return `Case.kind` of a layout and a dtype."""
+    return layout if dtype == "float32" else f"{layout} {dtype}"
 
 
 def shapes() -> dict[str, list[tuple[tuple[int, ...], int]]]:
@@ -45,17 +60,20 @@ def groups() -> list[str]:
     return list(shapes())
 
 
-def cases(names: Iterable[str], layouts: Iterable[str]) -> list[Case]:
-    """Return the cases of the named groups in the layouts, by group, layout and shape.
+def cases(
+    names: Iterable[str], layouts: Iterable[str], dtypes: Iterable[str] = ("float32",)
+) -> list[Case]:
+    """Return the cases of the named groups, by group, layout, dtype and shape.
 
     Without spatial axes the layouts are the same memory: such a shape is a case of the first one.
     """
     named = shapes()
-    layouts = list(layouts)
+    layouts, dtypes = list(layouts), list(dtypes)
     return [
-        Case(group, shape, count, layout)
+        Case(group, shape, count, layout, dtype)
         for group in names
         for layout in layouts
+        for dtype in dtypes
         for shape, count in named[group]
         if len(shape) > 2 or layout == layouts[0]
     ]

@@ -11,6 +11,8 @@ import numpy as np
 
 from rustbn.bench import fused
 from rustbn.bench.contestant import (
+    FLOAT32,
+    FLOAT32_OUT,
     LIMIT,
     LIMIT_FRESH,
     NAMES,
@@ -27,7 +29,9 @@ EXPLANATION = (
     "forward and eval, np.add(x, dy, out=dx) for backward, both for step. `out=` writes to "
     "existing memory; without it, the output is fresh, as a user calls it. `streaming` is the "
     "limit with streaming stores. `torch / rustbn` and `numpy / rustbn` compare the calls with "
-    "fresh outputs. Medians of runs in turns; one thread: processor time, several: wall clock."
+    "fresh outputs. `float32` is rustbn on the same values as float32 arrays, beside those of 16 "
+    "bits, where the limit of backward adds integers. Medians of runs in turns; one thread: "
+    "processor time, several: wall clock."
 )
 
 
@@ -60,20 +64,24 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines])
 
 
-def tables(report: Report) -> list[Table]:
-    """Return all tables: the summary first, the details by group, layout, threads and pass."""
+def tables(report: Report, brief: bool = False) -> list[Table]:
+    """Return all tables: the summary first, the details by group, layout, threads and pass.
+
+    `brief` leaves out the details: of each group only what all its shapes come to.
+    """
 
     def key(entry: Measurement) -> tuple[str, str, int, str]:
-        return entry.group, entry.layout, entry.threads, entry.pass_
+        return entry.group, entry.kind, entry.threads, entry.pass_
 
     # A stable sort keeps groups, layouts and passes in the order in which they were asked for.
     order = {k: i for i, k in enumerate(dict.fromkeys(map(key, report.measurements)))}
     ordered = sorted(report.measurements, key=lambda entry: order[key(entry)])
     parts = [list(part) for _, part in groupby(ordered, key)]
-    found = [_summary(parts)] if len(parts) > 1 else []
-    found += [_details(part) for part in parts]
-    found += [_growth(part) for part in parts if part[0].group == "sizes"]
-    found += [_scaling(part) for part in _by_threads(report.measurements)]
+    found = [_summary(parts)] if parts and (brief or len(parts) > 1) else []
+    if not brief:
+        found += [_details(part) for part in parts]
+        found += [_growth(part) for part in parts if part[0].group == "sizes"]
+        found += [_scaling(part) for part in _by_threads(report.measurements)]
     if report.networks:
         found.append(_networks(report.networks))
     if report.calls:
@@ -83,17 +91,17 @@ def tables(report: Report) -> list[Table]:
     return found
 
 
-def text(report: Report) -> str:
+def text(report: Report, brief: bool = False) -> str:
     """Return the tables and what they were measured on, for a terminal."""
     facts = [f"{name}: {value}" for name, value in _facts(report)]
-    body = [table.text() for table in tables(report)]
+    body = [table.text() for table in tables(report, brief)]
     return "\n\n".join(["\n".join(facts), *body, EXPLANATION.replace("`", "")])
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report, brief: bool = False) -> str:
     """Return the same in Markdown."""
     facts = "\n".join(f"- {name}: {value}" for name, value in _facts(report))
-    body = [table.markdown() for table in tables(report)]
+    body = [table.markdown() for table in tables(report, brief)]
     return "\n\n".join([facts, EXPLANATION, *body]) + "\n"
 
 
@@ -125,7 +133,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("machine", f"{machine['cpu']}, {machine['cores']} cores, {caches or 'caches unknown'}"),
         ("system", machine["system"]),
         ("versions", ", ".join(f"{name} {value}" for name, value in report.versions.items())),
-        ("samples", f"{report.arguments['repeats']} a contestant, float32"),
+        ("samples", f"{report.arguments['repeats']} a contestant"),
     ]
     if report.skipped:
         facts.append(("not installed", ", ".join(report.skipped)))
@@ -135,7 +143,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 def _details(part: Sequence[Measurement]) -> Table:
     first = part[0]
     names = [n for n in NAMES if n != LIMIT and any(n in entry.results for entry in part)]
-    speedups = [(peer, RUSTBN) for peer in (TORCH, NUMPY) if peer in names]
+    halved = (RUSTBN_OUT, FLOAT32_OUT) if FLOAT32_OUT in names else (RUSTBN, FLOAT32)
+    speedups = [halved] if FLOAT32 in names else []
+    speedups += [(peer, RUSTBN) for peer in (TORCH, NUMPY) if peer in names]
     several = any(entry.count > 1 for entry in part)
 
     def row(name: str, count: str, time: float, cells: Iterable[float]) -> tuple[str, ...]:
@@ -158,7 +168,7 @@ def _details(part: Sequence[Measurement]) -> Table:
         means = [geometric_mean(ratios(part, *pair)) for pair in pairs]
         rows.append(row("geometric mean", "", math.nan, means))
     columns = ("shape", *(["layers"] * several), LIMIT, *names)
-    columns += tuple(f"{peer} / {name}" for peer, name in speedups)
+    columns += tuple(f"{over} / {under}" for over, under in speedups)
     return Table(_title(first), columns, tuple(rows))
 
 
@@ -175,7 +185,14 @@ def _growth(part: Sequence[Measurement]) -> Table:
 
 
 def _summary(parts: Sequence[Sequence[Measurement]]) -> Table:
-    pairs = [(RUSTBN_OUT, LIMIT), (RUSTBN, LIMIT), (TORCH, RUSTBN), (NUMPY, RUSTBN)]
+    pairs = [
+        (RUSTBN_OUT, LIMIT),
+        (RUSTBN, LIMIT),
+        (RUSTBN_OUT, FLOAT32_OUT),
+        (RUSTBN, FLOAT32),
+        (TORCH, RUSTBN),
+        (NUMPY, RUSTBN),
+    ]
     measured = [p for p in pairs if any(ratios(part, *p) for part in parts)]
     columns = ["what"]
     for over, under in measured:
@@ -198,9 +215,10 @@ def _by_threads(measurements: Sequence[Measurement]) -> list[list[list[Measureme
     """Group large arrays' entries that differ in threads alone, then by group, layout and pass."""
     same: dict[tuple[str, str, str], dict[tuple[int, ...], list[Measurement]]] = {}
     for entry in measurements:
-        if 4 * math.prod(entry.shape) < LARGE:
+        itemsize = 4 if entry.dtype == "float32" else 2
+        if itemsize * math.prod(entry.shape) < LARGE:
             continue
-        part = same.setdefault((entry.group, entry.layout, entry.pass_), {})
+        part = same.setdefault((entry.group, entry.kind, entry.pass_), {})
         part.setdefault(entry.shape, []).append(entry)
     return [
         list(part.values())
@@ -227,23 +245,25 @@ def _scaling(part: Sequence[Sequence[Measurement]]) -> Table:
             cells += map(_ratio, (*gains, gains[1] / gains[0]))
         rows.append(tuple(cells))
     first = part[0][0]
-    title = f"gain of threads, of arrays past 4 MiB: {first.group} {first.layout} {first.pass_}"
+    title = f"gain of threads, of arrays past 4 MiB: {first.group} {first.kind} {first.pass_}"
     return Table(title, tuple(columns), tuple(rows))
 
 
 def _networks(networks: Sequence[NetworkMeasurement]) -> Table:
     names = [n for n in NAMES if n != LIMIT and any(n in entry.results for entry in networks)]
-    compared = any(TORCH in entry.results for entry in networks)
+    pairs = [(RUSTBN, FLOAT32), (TORCH, RUSTBN)]
+    compared = [pair for pair in pairs if any(set(pair) <= set(e.results) for e in networks)]
     rows = []
     for entry in networks:
-        median = {name: entry.results[name].median for name in entry.results}
-        cells = [f"{entry.group} {entry.layout}, {_threads(entry.threads)}", str(entry.layers)]
+        median = dict.fromkeys(NAMES, math.nan)
+        median |= {name: quartiles.median for name, quartiles in entry.results.items()}
+        cells = [f"{entry.group} {entry.kind}, {_threads(entry.threads)}", str(entry.layers)]
         cells.append(_time(median[LIMIT]))
         cells += (_ratio(median[name] / median[LIMIT]) for name in names)
-        if compared:
-            cells.append(_ratio(median[TORCH] / median[RUSTBN]))
+        cells += (_ratio(median[over] / median[under]) for over, under in compared)
         rows.append(tuple(cells))
-    columns = ("network", "layers", LIMIT, *names, *([f"{TORCH} / {RUSTBN}"] * compared))
+    columns = ("network", "layers", LIMIT, *names)
+    columns += tuple(f"{over} / {under}" for over, under in compared)
     return Table(
         "a training step of all layers, as a user calls it, from the second on",
         columns,
@@ -267,7 +287,7 @@ def _call_time(seconds: float) -> str:
 
 
 def _title(entry: Measurement) -> str:
-    return f"{entry.group} {entry.layout} {entry.pass_}, {_threads(entry.threads)}"
+    return f"{entry.group} {entry.kind} {entry.pass_}, {_threads(entry.threads)}"
 
 
 def _threads(threads: int) -> str:

@@ -1,4 +1,7 @@
-"""PyTorch as a contestant: as a user calls it, and its raw operations with existing outputs."""
+"""PyTorch as a contestant: as a user calls it, and its raw operations with existing outputs.
+
+Arrays of 16 bits go with float32 vectors, as in a network under autocast.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rustbn.bench.contestant import TORCH, TORCH_OUT, Contestant
-from rustbn.bench.problem import EPS, MOMENTUM, Problem
+from rustbn.bench.problem import EPS, MOMENTUM, Array, Problem, bfloat16
 
 # Its sums are float32, one after the other in places.
 TOLERANCE = 1e-3
@@ -39,7 +44,7 @@ def _has_raw_operations(problem: Problem) -> bool:
 
 def _forward(problem: Problem) -> list[Contestant]:
     torch = _torch()
-    x, out = torch.from_numpy(problem.x), torch.from_numpy(problem.out)
+    x, out = _tensor(problem.x), _tensor(problem.out)
     mean, var = _running(problem)
     weight, bias = _vectors(problem)
     batch_norm = torch.nn.functional.batch_norm
@@ -49,7 +54,7 @@ def _forward(problem: Problem) -> list[Contestant]:
     outputs = (out, *saved)
 
     def result(y: Any) -> Mapping[str, Any]:
-        return {"y": y.detach().numpy()}
+        return {"y": _array(y)}
 
     return [
         Contestant(
@@ -71,7 +76,7 @@ def _forward(problem: Problem) -> list[Contestant]:
 
 def _backward(problem: Problem) -> list[Contestant]:
     torch = _torch()
-    x, dy, out = (torch.from_numpy(array) for array in (problem.x, problem.dy, problem.out))
+    x, dy, out = map(_tensor, (problem.x, problem.dy, problem.out))
     mean, var = _running(problem)
     weight, bias = _vectors(problem)
     inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
@@ -81,7 +86,7 @@ def _backward(problem: Problem) -> list[Contestant]:
     outputs = {"out0": out, "out1": torch.empty_like(weight), "out2": torch.empty_like(bias)}
 
     def result(returned: tuple[Any, ...]) -> Mapping[str, Any]:
-        gradients = (tensor.numpy() for tensor in returned)
+        gradients = map(_array, returned)
         return dict(zip(("dx", "dweight", "dbias"), gradients, strict=True))
 
     return [
@@ -102,14 +107,14 @@ def _backward(problem: Problem) -> list[Contestant]:
 
 def _eval(problem: Problem) -> list[Contestant]:
     torch = _torch()
-    x, out = torch.from_numpy(problem.x), torch.from_numpy(problem.out)
+    x, out = _tensor(problem.x), _tensor(problem.out)
     mean, var = _running(problem)
     weight, bias = _vectors(problem)
     batch_norm = torch.nn.functional.batch_norm
     outputs = (out, torch.empty(0), torch.empty(0))
 
     def result(y: Any) -> Mapping[str, Any]:
-        return {"y": y.numpy()}
+        return {"y": _array(y)}
 
     return [
         Contestant(
@@ -144,8 +149,8 @@ class Layer:
         with torch.no_grad():
             self.module.weight.copy_(torch.from_numpy(problem.weight))
             self.module.bias.copy_(torch.from_numpy(problem.bias))
-        self.x = torch.from_numpy(problem.x).requires_grad_()
-        self.dy = torch.from_numpy(problem.dy)
+        self.x = _tensor(problem.x).requires_grad_()
+        self.dy = _tensor(problem.dy)
 
     def forward(self) -> Any:
         """Return y, with its graph."""
@@ -167,7 +172,7 @@ class Layer:
     @staticmethod
     def results(returned: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what `forward`, `backward` or `step` gave as arrays."""
-        return {name: tensor.detach().numpy() for name, tensor in returned.items()}
+        return {name: _array(tensor) for name, tensor in returned.items()}
 
 
 def _running(problem: Problem) -> tuple[Any, Any]:
@@ -178,6 +183,25 @@ def _running(problem: Problem) -> tuple[Any, Any]:
 def _vectors(problem: Problem) -> tuple[Any, Any]:
     torch = _torch()
     return torch.tensor(problem.weight), torch.tensor(problem.bias)
+
+
+def _tensor(array: Array) -> Any:
+    """Return a tensor of the same memory."""
+    torch = _torch()
+    if array.dtype.name != "bfloat16":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+
+
+def _array(tensor: Any) -> Array:
+    """Return an array of the same memory."""
+    tensor, torch = tensor.detach(), _torch()
+    found: Array
+    if tensor.dtype != torch.bfloat16:
+        found = tensor.numpy()
+    else:
+        found = tensor.view(torch.int16).numpy().view(bfloat16())
+    return found
 
 
 def _torch() -> Any:

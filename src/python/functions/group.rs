@@ -1,0 +1,129 @@
+//! Batch normalization of one part of a batch, the other parts being those of other processes.
+//!
+//! Each pass stops once, between what it measures and what it writes, and calls back for the sums of
+//! the whole batch. Arguments have been checked and outputs exist by then, so that what is wrong
+//! with them is known before the processes wait for each other, and nothing is left to fail after.
+
+use super::{Arguments, Bounds, argument};
+use crate::affine::Affine;
+use crate::python::array::with_element;
+use crate::python::context::{self, Context, Needs, Statistics};
+use crate::python::nouns;
+use crate::python::run::{Raw, execution, released};
+use crate::{forward, moments as core};
+use pyo3::prelude::*;
+
+impl super::Forward<'_, '_> {
+    /// The statistics of x.
+    fn measure(&self) -> PyResult<core::Moments> {
+        let (py, bytes, batch) = (self.x.given.py(), self.x.bytes(), self.batch());
+        let execution = execution(py, bytes)?;
+        Ok(with_element!(self.x.dtype, E => {
+            let x = Raw(self.x.pointer().cast::<E>());
+            // SAFETY: `x` is a dense array of the batch, alive for the length of this call.
+            released(py, bytes, move || unsafe { forward::moments_raw(batch, x.get(), execution) })
+        }))
+    }
+}
+
+/// Batch normalization of a part of a batch, and what its backward needs.
+///
+/// `batch_norm_forward` in training, except that `x` is a part of the batch.
+///
+/// Parameters
+/// ----------
+/// merge : callable
+///     Called once, with the Moments of `x`; returns those of the batch, or raises, and then nothing
+///     has changed. Of itself this function raises before it calls.
+/// x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, \
+/// mask, lengths, renorm, out
+///     As for `batch_norm_forward`.
+///
+/// Returns
+/// -------
+/// y : array
+///     Of x's shape, dtype and memory order; `out` if given.
+/// ctx : Context
+///     For `part_backward`.
+#[pyfunction]
+#[pyo3(signature = (merge, x, running_mean, running_var, weight, bias, momentum, eps, *, axis,
+                    activation, residual, mask, lengths, renorm, out))]
+#[allow(clippy::too_many_arguments)]
+pub(in crate::python) fn part_forward<'py>(
+    merge: &Bound<'py, PyAny>,
+    x: &Bound<'py, PyAny>,
+    running_mean: Option<&Bound<'py, PyAny>>,
+    running_var: Option<&Bound<'py, PyAny>>,
+    weight: Option<&Bound<'py, PyAny>>,
+    bias: Option<&Bound<'py, PyAny>>,
+    #[pyo3(from_py_with = argument::momentum)] momentum: f64,
+    #[pyo3(from_py_with = argument::eps)] eps: f64,
+    #[pyo3(from_py_with = argument::axis)] axis: isize,
+    activation: Option<&Bound<'py, PyAny>>,
+    residual: Option<&Bound<'py, PyAny>>,
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
+    #[pyo3(from_py_with = argument::renorm)] renorm: Option<Bounds>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<(Bound<'py, PyAny>, Context)> {
+    let arguments = Arguments {
+        x,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training: true,
+        momentum,
+        eps,
+        axis,
+        activation,
+        residual,
+        mask,
+        lengths,
+        renorm,
+        out,
+        in_place: false,
+    };
+    let forward = arguments.check()?;
+    let whole = merge.call1((nouns::Moments(forward.measure()?),))?;
+    let moments = nouns::moments_argument(&whole)?.get().0.clone();
+    forward.x.view.check_vector("moments", moments.mean())?;
+    let (weight, bias) = (forward.weight.as_deref(), forward.bias.as_deref());
+    let affine = match forward.renorm() {
+        None => Affine::from_moments(&moments, weight, bias, eps)?,
+        Some(renorm) => {
+            let [weight, bias] = renorm.parameters(&moments, weight, bias, eps)?;
+            Affine::from_moments(&moments, Some(&weight), Some(&bias), eps)?
+        }
+    };
+    let residual = forward.residual.as_ref();
+    nouns::apply(&forward.x, &affine, residual, forward.activation, &forward.out)?;
+    forward.finish_with_context(Statistics::Batch(moments))
+}
+
+/// Gradients of a part of a batch, through the statistics of all of it.
+///
+/// Parameters
+/// ----------
+/// add : callable
+///     Called once, with the GradSums of this part; returns those of the batch, or raises. Of itself
+///     this function raises before it calls.
+/// dy, ctx, out
+///     As for `batch_norm_backward`; `ctx` is that of `part_forward`. Where an exception comes from
+///     `add`, `out` may have been written to.
+///
+/// Returns
+/// -------
+/// Gradients
+///     dx is the batch's; dweight and dbias are the parts that this part contributes.
+#[pyfunction]
+#[pyo3(signature = (add, dy, ctx, *, out))]
+pub(in crate::python) fn part_backward<'py>(
+    py: Python<'py>,
+    add: &Bound<'py, PyAny>,
+    dy: &Bound<'py, PyAny>,
+    #[pyo3(from_py_with = context::ctx)] ctx: Bound<'py, Context>,
+    out: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    context::gradients(py, dy, ctx.get(), out, Needs::default(), Some(add))
+}
