@@ -24,7 +24,7 @@ pub(crate) fn for_each(workers: usize, items: usize, body: impl Fn(usize) + Sync
     }
 }
 
-/// [`for_each`] with threads of `pool`. One function for all bodies: it would be a tenth of the code.
+/// [`for_each`] with threads of `pool`; one function for all bodies, of which there are dozens.
 fn share(pool: &ThreadPool, workers: usize, items: usize, body: &(dyn Fn(usize) + Sync)) {
     // SAFETY: the job is closed before this function is left, on every way out of it; then nobody
     // calls `body`.

@@ -362,7 +362,7 @@ pub(super) fn verbs<E: Element>(level: Level) {
             let got = outputs(view, &x, &dy, &parameters, Execution { level, threads, caches });
             assert_eq!(got, expected, "{view:?} on {threads} threads, {caches:?}");
         }
-        for share in [1, 8, 15, 16] {
+        for share in [2, 14] {
             // Single positions at random, and stretches of a hundred.
             let mut counted: Vec<bool> =
                 (0..view.count()).map(|_| random.next() % 16 < share).collect();
@@ -375,7 +375,7 @@ pub(super) fn verbs<E: Element>(level: Level) {
             let mask = Mask::new(view, &counted).unwrap();
             let on = |execution| masked_outputs(view, &mask, &x, &dy, execution);
             let expected = on(Execution { level: Level::Scalar, threads: 1, caches });
-            for (threads, caches) in [(1, caches), (3, caches), (1, none), (3, none)] {
+            for (threads, caches) in [(1, caches), (3, none)] {
                 let got = on(Execution { level, threads, caches });
                 assert_eq!(got, expected, "{share}/16 of {view:?}, {threads} threads, {caches:?}");
             }
