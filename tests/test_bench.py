@@ -24,6 +24,7 @@ from rustbn.bench import (
     cli,
     fused,
     limits,
+    masked,
     measure,
     network,
     ours,
@@ -262,7 +263,8 @@ def test_timer_counts_calls() -> None:
 # --- runs and reports ----------------------------------------------------------------------------
 
 
-def test_run_measures_all_that_is_planned() -> None:
+def test_run_measures_all_that_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked, "CASES", TINY[2:4])
     units: list[int] = []
     wanted = plan(passes=run.ALL_PASSES, threads=(1, 2), peers=("numpy",))
     before = rustbn.get_num_threads()
@@ -279,6 +281,7 @@ def test_run_measures_all_that_is_planned() -> None:
         (2, layout, threads) for layout in ("nchw", "nhwc") for threads in (1, 2)
     ]
     assert [c.title for c in report.calls] == [c.title for c in calls.COMPARISONS]
+    assert len(report.masked) == 8  # shapes, numbers of threads, forward and backward
     quartiles = report.measurements[0].results[RUSTBN]
     assert 0 < quartiles.low <= quartiles.median <= quartiles.high
     assert quartiles.samples == 2
@@ -312,7 +315,7 @@ def test_json_has_everything() -> None:
     assert report["schema"] == 1
     assert set(report) == {
         "schema", "machine", "versions", "arguments", "skipped",
-        "measurements", "networks", "calls", "fused",
+        "measurements", "networks", "calls", "fused", "masked",
     }  # fmt: skip
     assert {"cpu", "cores", "caches", "system"} == set(report["machine"])
     assert report["versions"]["rustbn"] == rustbn.__version__
@@ -349,6 +352,89 @@ def test_residual_and_relu_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(rustbn, "batch_norm", lambda *a, **k: 1.001 * right(*a, **k))
     with pytest.raises(WrongResultError, match=r"eval.* is off"):
         measure(wanted)
+
+
+def test_masks_and_padding_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked, "CASES", TINY[1:4])
+    wanted, units = plan(passes=("masked",), threads=(1, 2)), []
+    report = measure(wanted, lambda n, what: units.append(n))
+    assert sum(units) == wanted.work
+    assert [entry.title for entry in report.masked] == [
+        f"{pass_} tiny {case.name}, {threads}"
+        for case in TINY[1:4]
+        for threads in ("1 thread", "2 threads")
+        for pass_ in ("forward", "backward")
+    ]
+    assert all(tuple(entry.results) == masked.NAMES for entry in report.masked)
+    printed = text(report)
+    assert all(name in printed for name in masked.NAMES)
+
+
+def test_table_of_masks_divides_by_the_unmasked_call() -> None:
+    times = zip(masked.NAMES, (0.004, 0.005, 0.003), strict=True)
+    results = {name: Quartiles(t, t, t, 3, 1) for name, t in times}
+    report = made_up()
+    report.masked = [CallMeasurement("forward", masked.UNMASKED, "wall clock", results)]
+    table = tables(report)[-1]
+    assert table.columns == ("call", *masked.NAMES)
+    assert table.rows == (("forward", "4 ms", "1.25", "0.75"),)
+
+
+@pytest.mark.parametrize("case", TINY[1:4], ids=lambda case: f"{case.name} {case.kind}")
+def test_checking_masks_leaves_x_as_it_was(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.make(case)
+    monkeypatch.setattr(Problem, "make", lambda case: problem)
+    masked.comparisons(case)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(problem.x, Problem.make(case).x)
+
+
+def _without_mask(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *a, mask=None, **k: right(*a, **k)
+
+
+def _without_lengths(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *a, lengths=None, **k: right(*a, **k)
+
+
+def _with_padding(right: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that lets what does not count into its statistics where it is NaN."""
+
+    def wrong(x: Array, *rest: Any, mask: Array | None = None, **more: Any) -> Any:
+        seen = mask is None or not np.isnan(x).any()
+        return right(x, *rest, mask=mask if seen else None, **more)
+
+    return wrong
+
+
+def _with_dx_everywhere(right: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(*a: Any, **k: Any) -> Any:
+        gradients = right(*a, **k)
+        gradients.dx[gradients.dx == 0] = 1e-3
+        return gradients
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("batch_norm_forward", _without_mask, r"a random half.* tiny 9x3x4x5: y is off"),
+        ("batch_norm_forward", _without_lengths, r"padding.* tiny 9x3x4x5: y is off"),
+        ("batch_norm_forward", _with_padding, r"a random half.* y is off by nan"),
+        ("batch_norm_backward", _with_dx_everywhere, r"dx is not 0"),
+    ],
+)
+def test_wrong_masks_stop_the_run(
+    name: str,
+    change: Callable[[Callable[..., Any]], Callable[..., Any]],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(masked, "CASES", [Case("tiny", (9, 3, 4, 5), 1, "nchw")])
+    monkeypatch.setattr(rustbn, name, change(getattr(rustbn, name)))
+    with pytest.raises(WrongResultError, match=message):
+        measure(plan(passes=("masked",)))
 
 
 def test_a_missing_peer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

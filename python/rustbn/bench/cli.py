@@ -82,13 +82,14 @@ def parser() -> argparse.ArgumentParser:
     )
     choice("peers", [*PEERS, "none"], "torch,numpy", "whom to compare with")
     choice("layouts", LAYOUTS, "nchw,nhwc", "memory layouts")
-    choice("dtypes", DTYPES, "float32", "of the arrays; calls and fused are float32")
+    choice("dtypes", DTYPES, "float32", "of the arrays; calls, fused and masked are float32")
     choice(
         "passes",
         [*ALL_PASSES, "all"],
         "forward,backward,eval,step",
         "what to time; step is a module's forward and backward, network a step of all layers of a "
-        "network, calls what calls on tiny arrays cost, fused what residual and ReLU add",
+        "network, calls what calls on tiny arrays cost, fused what residual and ReLU add, masked "
+        "what masks and padding cost",
     )
     parser.add_argument(
         "--threads",

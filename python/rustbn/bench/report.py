@@ -74,6 +74,7 @@ class Report:
     networks: list[NetworkMeasurement] = field(default_factory=list)
     calls: list[CallMeasurement] = field(default_factory=list)
     fused: list[CallMeasurement] = field(default_factory=list)
+    masked: list[CallMeasurement] = field(default_factory=list)
 
     def json(self) -> str:
         """Return the report as JSON; times are seconds per call."""

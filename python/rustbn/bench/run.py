@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import rustbn
-from rustbn.bench import calls, fused, network, with_numpy, with_torch
+from rustbn.bench import calls, fused, masked, network, with_numpy, with_torch
 from rustbn.bench.contestant import NAMES, PASSES, Contestant
 from rustbn.bench.limits import Team, limits, team
 from rustbn.bench.machine import machine, versions
@@ -21,8 +21,8 @@ from rustbn.bench.report import CallMeasurement, Measurement, NetworkMeasurement
 from rustbn.bench.shapes import Case
 from rustbn.bench.timing import SAMPLE_SECONDS, clock_for, interleave, timer
 
-NETWORK, CALLS, FUSED = "network", "calls", "fused"
-ALL_PASSES = (*PASSES, NETWORK, CALLS, FUSED)
+NETWORK, CALLS, FUSED, MASKED = "network", "calls", "fused", "masked"
+ALL_PASSES = (*PASSES, NETWORK, CALLS, FUSED, MASKED)
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Plan:
         Of ``torch`` and ``numpy``. What is not installed is left out and named in the report.
     passes : sequence of str
         Of ``forward``, ``backward``, ``eval``, ``step`` (a module's forward and backward) for each
-        case, ``network`` (a step of all layers of a group whose counts are not all 1), and
-        ``calls`` (tiny arrays, whatever the cases), and ``fused`` (residual and ReLU, one layer).
+        case, ``network`` (a step of all layers of a group whose counts are not all 1), and,
+        whatever the cases, ``calls`` (tiny arrays), ``fused`` (residual and ReLU, one layer) and
+        ``masked`` (masks and padding beside calls without them, four shapes).
     threads : sequence of int
         Numbers of threads, one after the other.
     repeats : int
@@ -63,8 +64,9 @@ class Plan:
             units += sum(_network_units(part) for part in _networks(self.cases))
         units = units * len(self.threads) * self.repeats
         units += len(calls.COMPARISONS) * _CALL_UNITS if CALLS in self.passes else 0
-        fused_work = _units(fused.CASE) * self.repeats * len(self.threads)
-        return units + (fused_work if FUSED in self.passes else 0)
+        layers = [fused.CASE] if FUSED in self.passes else []
+        layers += masked.CASES if MASKED in self.passes else ()
+        return units + sum(map(_units, layers)) * self.repeats * len(self.threads)
 
 
 def measure(plan: Plan, on_work: Callable[[int, str], None] = lambda units, what: None) -> Report:
@@ -94,6 +96,8 @@ def measure(plan: Plan, on_work: Callable[[int, str], None] = lambda units, what
         _measure_calls(plan, peers, report, on_work)
     if FUSED in plan.passes:
         _measure_fused(plan, peers, report, on_work)
+    if MASKED in plan.passes:
+        _measure_masked(plan, peers, report, on_work)
     return report
 
 
@@ -225,19 +229,36 @@ def _measure_fused(
 ) -> None:
     comparisons = fused.comparisons(peers)
     for threads in plan.threads:
-        clock = clock_for(threads)
-        with _threads(threads, peers):
-            for comparison in comparisons:
-                results = interleave(
-                    {name: timer(call, clock) for name, call in comparison.calls.items()},
-                    plan.repeats,
-                    plan.sample_seconds,
-                )
-                title = f"{comparison.title}, {_count(threads)}"
-                report.fused.append(
-                    CallMeasurement(title, comparison.reference, clock.name, results)
-                )
+        report.fused += _compared(comparisons, plan, peers, threads)
         on_work(_units(fused.CASE) * plan.repeats, f"residual and ReLU, {_count(threads)}")
+
+
+def _measure_masked(
+    plan: Plan, peers: Sequence[str], report: Report, on_work: Callable[[int, str], None]
+) -> None:
+    for case in masked.CASES:
+        comparisons = masked.comparisons(case)
+        for threads in plan.threads:
+            report.masked += _compared(comparisons, plan, peers, threads)
+            what = f"masks, {case.group} {case.name}, {_count(threads)}"
+            on_work(_units(case) * plan.repeats, what)
+
+
+def _compared(
+    comparisons: Sequence[fused.Comparison], plan: Plan, peers: Sequence[str], threads: int
+) -> list[CallMeasurement]:
+    clock = clock_for(threads)
+    found = []
+    with _threads(threads, peers):
+        for comparison in comparisons:
+            results = interleave(
+                {name: timer(call, clock) for name, call in comparison.calls.items()},
+                plan.repeats,
+                plan.sample_seconds,
+            )
+            title = f"{comparison.title}, {_count(threads)}"
+            found.append(CallMeasurement(title, comparison.reference, clock.name, results))
+    return found
 
 
 @contextmanager

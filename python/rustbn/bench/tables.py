@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from rustbn.bench import fused
+from rustbn.bench import fused, masked
 from rustbn.bench.contestant import (
     FLOAT32,
     FLOAT32_OUT,
@@ -88,6 +88,8 @@ def tables(report: Report, brief: bool = False) -> list[Table]:
         found.append(_calls(report.calls, "calls on (32, 64)"))
     if report.fused:
         found.append(_calls(report.fused, f"residual and ReLU, float32 {fused.CASE.shape}"))
+    if report.masked:
+        found.append(_masked(report.masked))
     return found
 
 
@@ -280,6 +282,16 @@ def _calls(calls: Sequence[CallMeasurement], what: str) -> Table:
             rows.append((f"{entry.title}: {name}", _call_time(result.median), _ratio(ratio)))
     title = f"{what}; ratio to the first of each kind"
     return Table(title, ("call", "time", "ratio"), tuple(rows))
+
+
+def _masked(calls: Sequence[CallMeasurement]) -> Table:
+    rows = []
+    for entry in calls:
+        whole = entry.results[masked.UNMASKED].median
+        ratios_ = (entry.results[name].median / whole for name in (masked.HALF, masked.PADDING))
+        rows.append((entry.title, _call_time(whole), *map(_ratio, ratios_)))
+    title = "masks and padding, float32, out=; time divided by that of the unmasked call"
+    return Table(title, ("call", *masked.NAMES), tuple(rows))
 
 
 def _call_time(seconds: float) -> str:
