@@ -346,6 +346,13 @@ def test_a_fifth_of_the_labels_is_wrong(rng: np.random.Generator) -> None:
     assert set(some.labels) == set(range(10))
 
 
+def test_each_group_has_statistics_of_its_own(rng: np.random.Generator) -> None:
+    (norm,) = regular.ghost(4)(3)
+    groups = norm(rng.normal(5, 2, size=(12, 3)).astype(np.float32)).reshape(3, 4, 3)
+    np.testing.assert_allclose(groups.mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.std(axis=1), 1, atol=1e-3)
+
+
 def test_regularisation_compares_pairs(results: dict[str, Any]) -> None:
     result = results["regularisation"]
     assert [test.says.split(":")[0] for test in result.tests] == [

@@ -15,7 +15,6 @@ from rustbn.demo.layers import (
     Dense,
     Dropout,
     Flatten,
-    GhostBatchNorm,
     MaxPool2d,
     Module,
     ReLU,
@@ -135,38 +134,6 @@ def test_dropout(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(dx, y)
     assert y.dtype == np.float32
     assert dropout.eval()(x) is x
-
-
-def test_ghosts_are_batch_norms_of_their_groups(rng: np.random.Generator) -> None:
-    features, group = 3, 4
-    ghost = GhostBatchNorm(features, group)
-    ghost.weight[:], ghost.bias[:] = [1, 2, 3], [4, 5, 6]
-    x, dy = rng.normal(2, 3, size=(2, 12, features)).astype(np.float32)
-    y = ghost(x)
-    dx = ghost.backward(dy)
-    sums = np.zeros((2, features), np.float32)
-    means, variances = [], []
-    for first in range(3):  # a group is every third row
-        bn = rustbn.BatchNorm1d(features)
-        state = bn.state_dict() | {"weight": ghost.weight, "bias": ghost.bias}
-        bn.load_state_dict(state)
-        np.testing.assert_allclose(bn(x[first::3]), y[first::3], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(bn.backward(dy[first::3]), dx[first::3], rtol=1e-4, atol=1e-5)
-        sums += np.array([grad for _, grad in bn.named_grads()])
-        means.append(bn.state_dict()["running_mean"])
-        variances.append(bn.state_dict()["running_var"])
-    np.testing.assert_allclose([ghost.weight_grad, ghost.bias_grad], sums, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(ghost.running_mean, np.mean(means, axis=0), rtol=1e-5)
-    np.testing.assert_allclose(ghost.running_var, np.mean(variances, axis=0), rtol=1e-5)
-    expected = (x - ghost.running_mean) / np.sqrt(ghost.running_var + 1e-5)
-    np.testing.assert_allclose(
-        ghost.eval()(x), expected * ghost.weight + ghost.bias, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_ghosts_refuse_an_incomplete_group() -> None:
-    with pytest.raises(ValueError, match="x: expected a multiple of 4 rows, got 6"):
-        GhostBatchNorm(2, 4)(np.zeros((6, 2), np.float32))
 
 
 def test_equal_maxima_share_the_gradient() -> None:

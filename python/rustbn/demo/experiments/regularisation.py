@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import rustbn
 from rustbn.demo.data import Images, load_digits
-from rustbn.demo.layers import Array, Dropout, GhostBatchNorm
+from rustbn.demo.layers import Array, Dropout
 from rustbn.demo.network import Between, dense_network, nothing
 from rustbn.demo.results import (
     TUNING,
@@ -161,10 +162,12 @@ def regularisation(
         label, for so long that the one without batch norm learns wrong ones by heart; the labels of
         validation and test images are right. All take SGD steps with momentum 0.9, learning rate
         0.01 and batches of 64. Only the group of images whose statistics normalise varies: the
-        whole batch, or parts of it (`GhostBatchNorm`). Dropout stands beside it, its probability
-        the best on validation images, with other seeds; and so does stopping early, where
-        validation accuracy is highest. A seed means the same weights, the same wrong labels and the
-        same batches for all. The interval is Student's, 95 %, of the differences of the pairs.
+        whole batch, or parts of it, one after another (`group_size` of `rustbn.BatchNorm`; Hoffer,
+        Hubara & Soudry 2017). The running statistics, which evaluation uses, follow those of the
+        whole batch in all. Dropout stands beside it, its probability the best on validation images,
+        with other seeds; and so does stopping early, where validation accuracy is highest. A seed
+        means the same weights, the same wrong labels and the same batches for all. The interval is
+        Student's, 95 %, of the differences of the pairs.
     Rule
         One test for each size of group, the whole batch among them: the gain in final test accuracy
         over no batch norm has an interval above 0. Supported if all hold, refuted if none does,
@@ -236,7 +239,7 @@ def dropping(p: float, rng: np.random.Generator) -> Between:
 
 def ghost(group: int) -> Between:
     """Return what puts batch norm over groups of so many images before each ReLU."""
-    return lambda features: [GhostBatchNorm(features, group)]
+    return lambda features: [rustbn.BatchNorm(features, group_size=group)]
 
 
 def with_wrong_labels(

@@ -10,7 +10,6 @@ from rustbn.demo.layers.base import Array, Layer, Module
 from rustbn.demo.layers.convolution import Conv2d
 from rustbn.demo.layers.dense import Dense, Flatten
 from rustbn.demo.layers.elementwise import Dropout, ReLU
-from rustbn.demo.layers.ghost import GhostBatchNorm
 from rustbn.demo.layers.pooling import MaxPool2d
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "Dense",
     "Dropout",
     "Flatten",
-    "GhostBatchNorm",
     "Layer",
     "MaxPool2d",
     "Module",
