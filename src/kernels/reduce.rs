@@ -167,6 +167,10 @@ unsafe fn run_about<S: Simd, T: Terms, C: Counted>(
         while i + 4 * LANES <= len {
             let four = [0, 1, 2, 3].map(|k| at + i + k * LANES);
             let bits = counted.word(i);
+            if bits == 0 && nothing::<S, T, C>(simd, terms, four, LANES) {
+                i += 4 * LANES;
+                continue;
+            }
             if bits != 0 {
                 let soon = i + AHEAD.min(len);
                 let soon = if soon < len { at + soon } else { next + (soon - len) };
@@ -271,6 +275,27 @@ unsafe fn shares_of_four<S: Simd, T: Terms, C: Counted>(
             };
         }
         sums
+    }
+}
+
+/// Whether the terms of four vectors of `n` elements, of which none counts, are known to be zero.
+///
+/// # Safety
+/// As [`Terms::factors`], at each of the offsets.
+#[inline(always)]
+unsafe fn nothing<S: Simd, T: Terms, C: Counted>(
+    simd: S,
+    terms: T,
+    [a, b, c, d]: [usize; 4],
+    n: usize,
+) -> bool {
+    // SAFETY: handed on to the caller.
+    unsafe {
+        !C::ALL
+            && terms.adds_nothing(simd, a, n)
+            && terms.adds_nothing(simd, b, n)
+            && terms.adds_nothing(simd, c, n)
+            && terms.adds_nothing(simd, d, n)
     }
 }
 
@@ -467,6 +492,11 @@ unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
             // vector took as long again.
             while rows == ROWS && col + LANES <= sheet.cols {
                 let bits = if alike { of_first } else { bits_of(of_rows, col) };
+                let four = [0, 1, 2, 3].map(|k| at + col + k * sheet.stride);
+                if bits == 0 && nothing::<S, T, R::Row>(simd, terms, four, LANES) {
+                    col += LANES;
+                    continue;
+                }
                 if fetch && bits != 0 {
                     for k in 0..ROWS {
                         terms.prefetch(simd, at + ahead + pace * col + k * step);
