@@ -425,11 +425,6 @@ impl<'py> Output<'py> {
         &self.dense
     }
 
-    /// The array that the caller gets.
-    pub(super) fn array(&self) -> &Bound<'py, PyUntypedArray> {
-        &self.array
-    }
-
     /// The array for the caller, once the engine has written.
     pub(super) fn finish(&self) -> PyResult<Bound<'py, PyAny>> {
         if !self.array.is(&self.dense) {

@@ -63,7 +63,12 @@ pub(super) fn forward<'py>(
     let count = whole.x.shape()[axis];
     let ranges: Vec<_> =
         (0..count).step_by(size).map(|start| start..(start + size).min(count)).collect();
-    let out = whole.out.array().clone();
+    // As in backward, groups are written where x's order is, and brought to the caller's array at the end.
+    let out = whole.out.dense().clone();
+    let lengths = match arguments.lengths {
+        Some(lengths) => Some(out.py().import("numpy")?.call_method1("asarray", (lengths,))?),
+        None => None,
+    };
     let part = |array: &Bound<'py, PyUntypedArray>, range| samples(array.as_any(), axis, range);
 
     // Whatever can be wrong is found before the first group is normalised.
@@ -73,13 +78,7 @@ pub(super) fn forward<'py>(
         let out = part(&out, range)?;
         let residual = whole.residual.as_ref().map(|r| part(&r.given, range)).transpose()?;
         let mask = arguments.mask.map(|mask| samples_of_mask(mask, &whole, range)).transpose()?;
-        let lengths = match arguments.lengths {
-            Some(lengths) => {
-                let numpy = x.py().import("numpy")?;
-                Some(samples(&numpy.call_method1("asarray", (lengths,))?, 0, range)?)
-            }
-            None => None,
-        };
+        let lengths = lengths.as_ref().map(|lengths| samples(lengths, 0, range)).transpose()?;
         pieces.push((x, out, residual, mask, lengths));
     }
     let mut parts = Vec::with_capacity(ranges.len());
@@ -111,6 +110,5 @@ pub(super) fn forward<'py>(
     let groups = Groups { axis, ranges, contexts };
     let mut context = whole.context(Statistics::Batch(moments.clone()))?;
     context.groups = Some(groups);
-    whole.update(&moments)?;
-    Ok((out.into_any(), context))
+    Ok((whole.finish(Some(&moments))?, context))
 }
