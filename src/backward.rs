@@ -207,20 +207,20 @@ struct Differentiate<'a> {
     eps: f64,
 }
 
-impl<R: Real> Finish<R, 6> for Differentiate<'_> {
+impl<R: Real> Finish<R, 5> for Differentiate<'_> {
     #[inline(always)]
     fn coefficients(
         self,
         channel: usize,
         centers: [f64; GROUP],
         [sum_dy, sum_dy_xc]: [[f64; GROUP]; 2],
-    ) -> [[R; GROUP]; 6] {
+    ) -> [[R; GROUP]; 5] {
         let count = self.moments.count();
         let n = count as f64;
         let mean = group(self.moments.mean(), channel);
         let m2 = group(self.moments.m2(), channel);
         let weight = self.weight.map_or([1.0; GROUP], |weight| group(weight, channel));
-        let mut coefficients = [[R::from_f64(0.0); GROUP]; 6];
+        let mut coefficients = [[R::from_f64(0.0); GROUP]; 5];
         for i in 0..GROUP {
             let invstd = moments::invstd(moments::biased_var(count, m2[i]), self.eps);
             let sum_dy_xmu = about_mean(sum_dy_xc[i], sum_dy[i], centers[i], mean[i]);
@@ -228,8 +228,8 @@ impl<R: Real> Finish<R, 6> for Differentiate<'_> {
             let scale = invstd * weight[i];
             let of_channel =
                 backward_apply::coefficients::<R>(mean[i], sum_dy[i] / n, slope, scale);
-            for k in 0..6 {
-                coefficients[k][i] = of_channel[k];
+            for (of_channels, value) in coefficients.iter_mut().zip(of_channel) {
+                of_channels[i] = value;
             }
         }
         coefficients

@@ -3,8 +3,8 @@
 //!
 //! Elements that do not count are constants to the statistics: `dx = scale * dy`.
 //!
-//! Both means are subtracted as a high and a low part: what remains of `dy` can be much smaller
-//! than its mean.
+//! Both means are subtracted as a high and a low part, since what remains of `dy` can be much smaller
+//! than its mean; the low parts are small enough to go together, as `rest = slope * low - dy_low`.
 
 use super::Fetch;
 use super::map::{Map, Table};
@@ -29,16 +29,20 @@ unsafe impl<E: Sync> Sync for BackwardApply<E> {}
 
 /// What the expression needs of each channel.
 #[inline(always)]
-pub(crate) fn coefficients<R: Real>(mean: f64, mean_dy: f64, slope: f64, scale: f64) -> [R; 6] {
-    let [high, low] = affine::split(mean);
-    let [dy_high, dy_low] = affine::split(mean_dy);
-    [high, low, dy_high, dy_low, affine::factor(slope), affine::factor(scale)]
+pub(crate) fn coefficients<R: Real>(mean: f64, mean_dy: f64, slope: f64, scale: f64) -> [R; 5] {
+    let [high, low] = affine::split::<R>(mean);
+    let [dy_high, dy_low] = affine::split::<R>(mean_dy);
+    let slope = affine::factor::<R>(slope);
+    let rest = slope.to_f64() * low.to_f64() - dy_low.to_f64();
+    // What an infinite slope makes of a difference does not depend on so little.
+    let rest = if rest.is_finite() { rest } else { 0.0 };
+    [high, dy_high, affine::factor(rest), slope, affine::factor(scale)]
 }
 
 impl<E: Element> Map for BackwardApply<E> {
     type Element = E;
-    type Coefficients<S: Simd> = [RealVector<S, E>; 6];
-    const COEFFICIENTS: usize = 6;
+    type Coefficients<S: Simd> = [RealVector<S, E>; 5];
+    const COEFFICIENTS: usize = 5;
     const MASKED: bool = true;
 
     #[inline(always)]
@@ -58,7 +62,7 @@ impl<E: Element> Map for BackwardApply<E> {
         table: Table<E::Real>,
         fetch: Fetch,
     ) -> Self::Coefficients<S> {
-        // SAFETY: the caller vouches for six coefficients.
+        // SAFETY: the caller vouches for five coefficients.
         unsafe { fetch.vectors(table.first, table.pitch) }
     }
 
@@ -68,12 +72,12 @@ impl<E: Element> Map for BackwardApply<E> {
         simd: S,
         at: usize,
         n: usize,
-        &[high, low, dy_high, dy_low, slope, scale]: &Self::Coefficients<S>,
+        &[high, dy_high, rest, slope, scale]: &Self::Coefficients<S>,
     ) -> RealVector<S, E> {
         // SAFETY: the caller vouches for `n` elements of both at `at`.
         let (dy, x) =
             unsafe { (E::load(simd, self.dy.add(at), n), E::load(simd, self.x.add(at), n)) };
-        (dy - dy_high - dy_low - (x - high - low) * slope) * scale
+        (dy - dy_high + rest - (x - high) * slope) * scale
     }
 
     /// The statistics do not depend on it.
