@@ -191,7 +191,7 @@ pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
-    let plan = Plan::new(view, size_of::<E>(), 2, execution);
+    let plan = Plan::new(view, size_of::<E>(), 2, execution).alone();
     // SAFETY: handed on to the caller.
     let sums = unsafe {
         sweep::reduce(&plan, execution.level, mask, GradTerms::new(dy, x, moments, mask.is_some()))

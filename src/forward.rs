@@ -136,7 +136,7 @@ pub(crate) unsafe fn moments_raw<E: Element>(
     if view.is_empty() || count == 0 {
         return Moments::none(view.channels, count);
     }
-    let plan = Plan::new(view, size_of::<E>(), 1, execution);
+    let plan = Plan::new(view, size_of::<E>(), 1, execution).alone();
     let terms = MomentTerms::new(batch, x);
     // SAFETY: the caller vouches for `x`; it is not empty.
     let sums = unsafe { sweep::reduce(&plan, execution.level, mask, terms) };

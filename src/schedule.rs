@@ -47,6 +47,11 @@ const WIDE_ROW: usize = 1024;
 /// Columns that a row has at least, where samples can be put together.
 const NARROW_ROW: usize = 64;
 
+/// Bytes of a block of planes that lie together, at least: shorter pieces are met one by one, each at the
+/// price of a page that is not at hand. The statistics of 800 planes of 14 x 14 took 0.7 of a copy channel
+/// by channel and 0.4 like this; pieces of twice the length gave nothing more.
+const PIECE: usize = 3 << 10;
+
 /// Channels of a block of planes: their lanes live on the stack.
 pub(crate) const BLOCK: usize = 16;
 
@@ -120,6 +125,12 @@ impl Partition {
         Partition::new(view, arrangement, outer, inner)
     }
 
+    /// Channels of a block, at most, if so many threads are to have some blocks each.
+    fn share(&self, workers: usize) -> usize {
+        let channels = self.view.channels;
+        if workers > 1 { channels.div_ceil(4 * workers) } else { channels }
+    }
+
     /// Chunk `i`.
     pub(crate) fn chunk(&self, i: usize) -> Chunk {
         let per_run = self.view.inner.div_ceil(self.inner);
@@ -159,11 +170,17 @@ impl Plan {
         let workers = threads.min(1 + bytes * inputs / GRAIN);
         let channel_bytes = (view.count() * itemsize * inputs).max(1);
         let fitting = caches.l2 / 2 / channel_bytes;
-        let shares = view.channels.div_ceil(4 * workers);
+        let shares = partition.share(workers);
         let (block, fused) = match partition.arrangement {
             Arrangement::Planes => {
-                let block = if workers > 1 { fitting.min(shares) } else { fitting };
-                (block.clamp(1, BLOCK), true)
+                // What is larger is gone before its second sweep, sooner in short runs, which are in more
+                // pages. Backward over 1500 planes of 28 x 28 took 1.6 of an addition channel by channel,
+                // 1.1 sweep by sweep.
+                let room = if view.inner < LONG_RUN { caches.last / 8 } else { caches.last / 4 };
+                let piece = PIECE.div_ceil(view.inner * itemsize).min(room / channel_bytes);
+                let block = fitting.max(piece);
+                let most = shares.min(BLOCK);
+                (if block > 0 { block.min(most) } else { most }, block > 0)
             }
             Arrangement::Sheet { samples: 1 } => {
                 let least = STRIP_COLUMNS.div_ceil(view.inner);
@@ -172,7 +189,7 @@ impl Plan {
                 let strip = if fits { fitting.clamp(least, most) } else { most };
                 // Parts of rows are whole vectors.
                 let strip = if view.inner == 1 { strip / LANES * LANES } else { strip };
-                let strip = if fits && workers > 1 { strip.min(shares.max(least)) } else { strip };
+                let strip = if fits { strip.min(shares.max(least)) } else { strip };
                 (strip, fits)
             }
             Arrangement::Sheet { .. } => (view.channels, true),
@@ -185,6 +202,16 @@ impl Plan {
         // In a cache of a core's own they are at hand, and asking costs a tenth of the sweep.
         let fetch = bytes * inputs > caches.l2;
         Plan { fused, fetch, ahead, ..plan }
+    }
+
+    /// The plan for the first sweep, where that is all: nothing has to stay in the cache.
+    pub(crate) fn alone(self) -> Plan {
+        match self.partition.arrangement {
+            Arrangement::Planes => {
+                Plan { block: self.partition.share(self.workers).min(BLOCK), ..self }
+            }
+            Arrangement::Sheet { .. } => self,
+        }
     }
 
     /// The plan for a sweep without sums, which goes through memory in its order.
