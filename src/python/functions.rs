@@ -57,7 +57,7 @@ struct Forward<'a, 'py> {
 }
 
 impl<'a, 'py> Arguments<'a, 'py> {
-    fn check(self) -> PyResult<Forward<'a, 'py>> {
+    fn check(&self) -> PyResult<Forward<'a, 'py>> {
         let x = Input::x(self.x, self.axis)?;
         let channels = x.view.channels;
         let running = match (self.running_mean, self.running_var) {
@@ -201,7 +201,7 @@ impl<'py> Forward<'_, 'py> {
     }
 
     /// The output for the caller, and the running statistics moved on.
-    fn finish(mut self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
+    fn finish(&mut self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
         let y = self.out.finish()?;
         moments.map_or(Ok(()), |moments| self.update(moments))?;
         Ok(y)
@@ -235,7 +235,7 @@ impl<'py> Forward<'_, 'py> {
 
     /// The output for the caller, what backward needs, and the running statistics moved on.
     fn finish_with_context(
-        mut self,
+        &mut self,
         statistics: Statistics,
     ) -> PyResult<(Bound<'py, PyAny>, Context)> {
         let context = self.context(statistics)?;
@@ -365,7 +365,7 @@ pub(super) fn batch_norm<'py>(
         out,
         in_place: true,
     };
-    let forward = arguments.check()?;
+    let mut forward = arguments.check()?;
     if let Some(size) = forward.group_size(group_size) {
         return Ok(ghost::forward(&arguments, forward, size)?.0);
     }
@@ -441,7 +441,7 @@ pub(super) fn batch_norm_forward<'py>(
         out,
         in_place: false,
     };
-    let forward = arguments.check()?;
+    let mut forward = arguments.check()?;
     if let Some(size) = forward.group_size(group_size) {
         return ghost::forward(&arguments, forward, size);
     }

@@ -85,7 +85,7 @@ pub(in crate::python) fn part_forward<'py>(
         out,
         in_place: false,
     };
-    let forward = arguments.check()?;
+    let mut forward = arguments.check()?;
     let whole = merge.call1((nouns::Moments(forward.measure()?),))?;
     let moments = nouns::moments_argument(&whole)?.get().0.clone();
     forward.x.view.check_vector("moments", moments.mean())?;
