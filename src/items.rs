@@ -279,6 +279,12 @@ impl<T: Terms> ReduceItem<'_, T> {
         for (totals, columns_of) in self.sums.into_iter().zip(sums.sums()) {
             totals.fill(0.0);
             for sample in columns_of.chunks_exact(columns.channels * columns.inner) {
+                if columns.inner == 1 {
+                    for (total, &sum) in totals.iter_mut().zip(sample) {
+                        *total += sum;
+                    }
+                    continue;
+                }
                 for (total, run) in totals.iter_mut().zip(sample.chunks_exact(columns.inner)) {
                     *total += reduce::fold_run(simd, run);
                 }

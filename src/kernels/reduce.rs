@@ -575,9 +575,6 @@ unsafe fn columns<S: Simd, T: Terms, C: Counted>(
 /// The sum of a run of sums: elements to lanes as in [`run`], then the lanes.
 #[inline(always)]
 pub(crate) fn fold_run<S: Simd>(_: S, run: &[f64]) -> f64 {
-    if let [alone] = run {
-        return *alone;
-    }
     let mut lanes = [0.0; LANES];
     // SAFETY: each load is within `run`; the token is held.
     unsafe {
