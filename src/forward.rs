@@ -157,16 +157,32 @@ pub(crate) unsafe fn apply_raw<E: Element>(
     y: *mut E,
     execution: Execution,
 ) {
+    let table = table(affine, execution.level);
+    // SAFETY: handed on to the caller.
+    unsafe { apply_table_raw(view, x, &table, epilogue, y, execution) };
+}
+
+/// [`apply`] from `x` to `y` of the transformation whose [`table`] is given.
+///
+/// # Safety
+/// As [`apply_raw`].
+pub(crate) unsafe fn apply_table_raw<E: Element>(
+    view: View,
+    x: *const E,
+    table: &[E::Real],
+    epilogue: RawEpilogue<E>,
+    y: *mut E,
+    execution: Execution,
+) {
     if view.is_empty() {
         return;
     }
     let plan = Plan::elementwise(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
         .writing(x, y)
         .writing(epilogue.residual, y);
-    let table = table(affine, execution.level);
     with_stage!(epilogue, stage => {
         // SAFETY: handed on to the caller.
-        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, &table) };
+        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, table) };
     });
 }
 
@@ -188,18 +204,10 @@ pub(crate) unsafe fn infer_raw<E: Element>(
     y: *mut E,
     execution: Execution,
 ) {
-    if view.is_empty() {
-        return;
-    }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
-        .writing(x, y)
-        .writing(epilogue.residual, y);
     let finish = Infer { weight, bias, eps };
     let table = sweep::finished(execution.level, finish, running_mean, [running_var, running_var]);
-    with_stage!(epilogue, stage => {
-        // SAFETY: handed on to the caller.
-        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, &table) };
-    });
+    // SAFETY: handed on to the caller.
+    unsafe { apply_table_raw(view, x, &table, epilogue, y, execution) };
 }
 
 /// [`batch_norm`] from `x` to `y`.

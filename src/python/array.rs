@@ -376,14 +376,11 @@ impl<'a, 'py> Named<'a, 'py> {
 
 impl<'py> Output<'py> {
     /// The argument `out`, or a new array, for outputs like `x`.
-    pub(super) fn like<'a>(
+    pub(super) fn like(
         out: Option<&Bound<'py, PyAny>>,
         x: &Input<'py>,
-        others: impl IntoIterator<Item = Named<'a, 'py>>,
-    ) -> PyResult<Output<'py>>
-    where
-        'py: 'a,
-    {
+        others: &[Option<Named<'_, 'py>>],
+    ) -> PyResult<Output<'py>> {
         let Some(any) = out else {
             return Output::new(x);
         };
@@ -395,7 +392,7 @@ impl<'py> Output<'py> {
         }
         check_distinct(&array, "out")?;
         let bytes = extent(&array);
-        for Named { name, array: other, may_be_output } in others {
+        for &Named { name, array: other, may_be_output } in others.iter().flatten() {
             if may_be_output && is_same_memory(&array, other) {
                 continue;
             }

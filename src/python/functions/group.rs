@@ -98,7 +98,7 @@ pub(in crate::python) fn part_forward<'py>(
         }
     };
     let residual = forward.residual.as_ref();
-    nouns::apply(&forward.x, &affine, residual, forward.activation, &forward.out)?;
+    nouns::apply(&forward.x, &affine.into(), residual, forward.activation, &forward.out)?;
     forward.finish_with_context(Statistics::Batch(moments))
 }
 
