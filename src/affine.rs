@@ -188,7 +188,9 @@ fn rounded<E: Element>(argument: &'static str, value: f64) -> Result<E, Error> {
 #[inline(always)]
 pub(crate) fn factor<R: Real>(value: f64) -> R {
     let limit = R::MAX.to_f64();
-    R::from_f64(if value.is_infinite() { value } else { value.clamp(-limit, limit) })
+    // Made whether it is needed or not: compilers make vectors of what has no branch.
+    let clamped = value.clamp(-limit, limit);
+    R::from_f64(if value.is_infinite() { value } else { clamped })
 }
 
 /// `value` as the sum of two `R`: the nearest one and what it leaves.

@@ -22,10 +22,10 @@ use crate::element::{Element, Real};
 use crate::epilogue::{Epilogue, Gate, RawEpilogue, Then};
 use crate::error::Error;
 use crate::execution::Execution;
+use crate::forward;
 use crate::grad_sums::{GradSums, about_mean};
 use crate::items::{Finish, group};
 use crate::kernels::GROUP;
-use crate::kernels::apply;
 use crate::kernels::backward_apply::{self, BackwardApply};
 use crate::kernels::backward_reduce::GradTerms;
 use crate::kernels::gate::GateMap;
@@ -196,7 +196,7 @@ pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     let sums = unsafe {
         sweep::reduce(&plan, execution.level, mask, GradTerms::new(dy, x, moments, mask.is_some()))
     };
-    GradSums::from_sums(sums, moments)
+    GradSums::from_sums(&sums, moments)
 }
 
 /// From gradient sums to the coefficients of `dx`.
@@ -306,7 +306,7 @@ pub(crate) unsafe fn gate_raw<E: Element>(
     }
     let inputs = 2 + epilogue.inputs();
     let plan = Plan::elementwise(view, size_of::<E>(), inputs, execution).writing(dy, dz);
-    let table = apply::table(affine, execution.level);
+    let table = forward::table(affine, execution.level);
     let map = GateMap { dy, x, then: then(epilogue), dz };
     // SAFETY: handed on to the caller.
     unsafe { sweep::map(&plan, execution.level, None, map, &table) };
@@ -351,9 +351,9 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
         // SAFETY: handed on to the caller; a block's sums are complete before the first of its
         // outputs is written.
         let sums = unsafe { sweep::fused(&plan, level, mask, |_, _| {}, terms, map, finish) };
-        return GradSums::from_sums(sums, moments);
+        return GradSums::from_sums(&sums, moments);
     };
-    let coefficients = apply::table::<E::Real>(affine, level);
+    let coefficients = forward::table::<E::Real>(affine, level);
     let table = Table { first: coefficients.as_ptr(), pitch: view.channels };
     // What is written here is read soon.
     let first = Plan { stores: Stores::Ordinary, ahead: 0, ..plan };
@@ -368,5 +368,5 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
         (GradTerms::new(dy, x, moments, mask.is_some()), BackwardApply { dy, x, dx });
     // SAFETY: handed on to the caller.
     let sums = unsafe { sweep::fused(&plan, level, mask, before, terms, map, finish) };
-    GradSums::from_sums(sums, moments)
+    GradSums::from_sums(&sums, moments)
 }

@@ -13,6 +13,7 @@ use crate::mask::Batch;
 use crate::moments::{self, Moments};
 use crate::renorm::{self, Renorm};
 use crate::schedule::Plan;
+use crate::simd::Level;
 use crate::sweep;
 use crate::view::View;
 
@@ -140,7 +141,7 @@ pub(crate) unsafe fn moments_raw<E: Element>(
     let terms = MomentTerms::new(batch, x);
     // SAFETY: the caller vouches for `x`; it is not empty.
     let sums = unsafe { sweep::reduce(&plan, execution.level, mask, terms) };
-    Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
+    Moments::from_sums(count, &sums)
 }
 
 /// [`apply`] from `x` to `y`.
@@ -156,16 +157,32 @@ pub(crate) unsafe fn apply_raw<E: Element>(
     y: *mut E,
     execution: Execution,
 ) {
+    let table = table(affine, execution.level);
+    // SAFETY: handed on to the caller.
+    unsafe { apply_table_raw(view, x, &table, epilogue, y, execution) };
+}
+
+/// [`apply`] from `x` to `y` of the transformation whose [`table`] is given.
+///
+/// # Safety
+/// As [`apply_raw`].
+pub(crate) unsafe fn apply_table_raw<E: Element>(
+    view: View,
+    x: *const E,
+    table: &[E::Real],
+    epilogue: RawEpilogue<E>,
+    y: *mut E,
+    execution: Execution,
+) {
     if view.is_empty() {
         return;
     }
     let plan = Plan::elementwise(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
         .writing(x, y)
         .writing(epilogue.residual, y);
-    let table = apply::table(affine, execution.level);
     with_stage!(epilogue, stage => {
         // SAFETY: handed on to the caller.
-        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, &table) };
+        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, table) };
     });
 }
 
@@ -187,18 +204,10 @@ pub(crate) unsafe fn infer_raw<E: Element>(
     y: *mut E,
     execution: Execution,
 ) {
-    if view.is_empty() {
-        return;
-    }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
-        .writing(x, y)
-        .writing(epilogue.residual, y);
     let finish = Infer { weight, bias, eps };
     let table = sweep::finished(execution.level, finish, running_mean, [running_var, running_var]);
-    with_stage!(epilogue, stage => {
-        // SAFETY: handed on to the caller.
-        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, &table) };
-    });
+    // SAFETY: handed on to the caller.
+    unsafe { apply_table_raw(view, x, &table, epilogue, y, execution) };
 }
 
 /// [`batch_norm`] from `x` to `y`.
@@ -232,7 +241,28 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
         // SAFETY: the caller vouches for `x`, `y` and the residual; the batch is not empty.
         unsafe { sweep::fused(&plan, execution.level, mask, |_, _| {}, terms, map, finish) }
     });
-    Moments::from_sums(count, &sums.centers, &sums.first, &sums.second)
+    Moments::from_sums(count, &sums)
+}
+
+/// The coefficients of a transformation, for [`sweep::map`].
+pub(crate) fn table<R: Real>(affine: &Affine, level: Level) -> Vec<R> {
+    sweep::finished(level, Given, affine.mean(), [affine.scale(), affine.bias()])
+}
+
+/// From a transformation to its coefficients.
+#[derive(Clone, Copy)]
+struct Given;
+
+impl<R: Real> Finish<R, 4> for Given {
+    #[inline(always)]
+    fn coefficients(
+        self,
+        _: usize,
+        mean: [f64; GROUP],
+        [scale, bias]: [[f64; GROUP]; 2],
+    ) -> [[R; GROUP]; 4] {
+        of_channels(mean, scale, bias)
+    }
 }
 
 /// From running statistics to the coefficients of the normalisation.
@@ -253,8 +283,9 @@ impl<R: Real> Finish<R, 4> for Infer<'_> {
         mean: [f64; GROUP],
         [var, _]: [[f64; GROUP]; 2],
     ) -> [[R; GROUP]; 4] {
-        let invstd = var.map(|var| moments::invstd(var, self.eps));
-        of_channels(mean, invstd, parameters(channel, self.weight, self.bias))
+        let [weight, bias] = parameters(channel, self.weight, self.bias);
+        let scale = std::array::from_fn(|i| moments::invstd(var[i], self.eps) * weight[i]);
+        of_channels(mean, scale, bias)
     }
 }
 
@@ -271,12 +302,12 @@ fn parameters(channel: usize, weight: Option<&[f64]>, bias: Option<&[f64]>) -> [
 #[inline(always)]
 fn of_channels<R: Real>(
     mean: [f64; GROUP],
-    invstd: [f64; GROUP],
-    [weight, bias]: [[f64; GROUP]; 2],
+    scale: [f64; GROUP],
+    bias: [f64; GROUP],
 ) -> [[R; GROUP]; 4] {
     let mut coefficients = [[R::from_f64(0.0); GROUP]; 4];
     for i in 0..GROUP {
-        let of_channel = apply::coefficients::<R>(mean[i], invstd[i] * weight[i], bias[i]);
+        let of_channel = apply::coefficients::<R>(mean[i], scale[i], bias[i]);
         for k in 0..4 {
             coefficients[k][i] = of_channel[k];
         }
@@ -321,6 +352,6 @@ impl<R: Real> Finish<R, 4> for Normalise<'_> {
                 [weight[i], bias[i]] = renorm::parameters(correction, weight[i], bias[i]);
             }
         }
-        of_channels(mean, invstd, [weight, bias])
+        of_channels(mean, std::array::from_fn(|i| invstd[i] * weight[i]), bias)
     }
 }

@@ -39,12 +39,13 @@ impl GradSums {
     }
 
     /// Sums about the means of `moments` from sums about other centres.
-    pub(crate) fn from_sums(mut sums: Sums, moments: &Moments) -> GradSums {
-        let about = sums.first.iter().zip(&sums.centers).zip(moments.mean());
-        for (sum, ((&sum_dy, &center), &mean)) in sums.second.iter_mut().zip(about) {
+    pub(crate) fn from_sums(sums: &Sums, moments: &Moments) -> GradSums {
+        let (sum_dy, mut sum_dy_xmu) = (sums.first().to_vec(), sums.second().to_vec());
+        let about = sum_dy.iter().zip(sums.centers()).zip(moments.mean());
+        for (sum, ((&sum_dy, &center), &mean)) in sum_dy_xmu.iter_mut().zip(about) {
             *sum = about_mean(*sum, sum_dy, center, mean);
         }
-        GradSums { sum_dy: sums.first, sum_dy_xmu: sums.second }
+        GradSums { sum_dy, sum_dy_xmu }
     }
 
     /// `Σ dy`, which is the gradient with respect to the bias.

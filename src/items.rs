@@ -74,21 +74,31 @@ impl<F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, F, R, N
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) {
-        let [first, second] = self.sums;
-        let mut into = self.into;
-        for start in (0..self.centers.len()).step_by(GROUP) {
-            let sums = [group(first, start), group(second, start)];
-            let channel = self.first_channel + start;
-            let coefficients = self.finish.coefficients(channel, group(self.centers, start), sums);
-            for (into, values) in into.iter_mut().zip(&coefficients) {
-                let rest = &mut into[start..];
-                match rest.first_chunk_mut() {
-                    Some(group) => *group = *values,
-                    None => rest.copy_from_slice(&values[..rest.len()]),
-                }
+    unsafe fn run<S: Simd>(mut self, _: S) {
+        // Whole groups apart, whose lengths are known: each is written by a store, not by a call.
+        let whole = self.centers.len() / GROUP * GROUP;
+        for start in (0..whole).step_by(GROUP) {
+            let coefficients = self.of_group(start);
+            for (into, values) in self.into.iter_mut().zip(&coefficients) {
+                into[start..start + GROUP].copy_from_slice(values);
             }
         }
+        if whole < self.centers.len() {
+            let coefficients = self.of_group(whole);
+            for (into, values) in self.into.iter_mut().zip(&coefficients) {
+                let rest = &mut into[whole..];
+                rest.copy_from_slice(&values[..rest.len()]);
+            }
+        }
+    }
+}
+
+impl<F: Finish<R, N>, R: Copy, const N: usize> FinishItem<'_, F, R, N> {
+    /// The coefficients of the [`GROUP`] channels from the item's channel `start` on.
+    #[inline(always)]
+    fn of_group(&self, start: usize) -> [[R; GROUP]; N] {
+        let sums = self.sums.map(|values| group(values, start));
+        self.finish.coefficients(self.first_channel + start, group(self.centers, start), sums)
     }
 }
 
@@ -269,6 +279,12 @@ impl<T: Terms> ReduceItem<'_, T> {
         for (totals, columns_of) in self.sums.into_iter().zip(sums.sums()) {
             totals.fill(0.0);
             for sample in columns_of.chunks_exact(columns.channels * columns.inner) {
+                if columns.inner == 1 {
+                    for (total, &sum) in totals.iter_mut().zip(sample) {
+                        *total += sum;
+                    }
+                    continue;
+                }
                 for (total, run) in totals.iter_mut().zip(sample.chunks_exact(columns.inner)) {
                     *total += reduce::fold_run(simd, run);
                 }

@@ -19,6 +19,7 @@
 //!    [`Moments::merge`].
 
 use crate::error::Error;
+use crate::sweep::Sums;
 
 /// Statistics of each channel, in `f64`.
 ///
@@ -54,9 +55,11 @@ impl Moments {
     }
 
     /// Moments from the two sums of each channel about its pivot.
-    pub(crate) fn from_sums(count: u64, pivots: &[f64], first: &[f64], second: &[f64]) -> Moments {
-        let (mean, m2) =
-            (0..pivots.len()).map(|c| mean_and_m2(count, pivots[c], [first[c], second[c]])).unzip();
+    pub(crate) fn from_sums(count: u64, sums: &Sums) -> Moments {
+        let (mut mean, mut m2) = (sums.centers().to_vec(), sums.second().to_vec());
+        for ((mean, m2), &first) in mean.iter_mut().zip(&mut m2).zip(sums.first()) {
+            (*mean, *m2) = mean_and_m2(count, *mean, [first, *m2]);
+        }
         Moments { count, mean, m2 }
     }
 

@@ -293,17 +293,15 @@ fn arrangement(view: &View) -> Arrangement {
         return Arrangement::Planes;
     }
     let width = view.channels * view.inner;
-    let unit = LANES / gcd(LANES, width);
+    // So many samples as make whole vectors.
+    let unit = LANES >> width.trailing_zeros().min(LANES.trailing_zeros());
     let samples =
         if unit * width <= WIDE_ROW { unit * (NARROW_ROW / (unit * width)).max(1) } else { 1 };
     // With a row or two there is nothing to sum down a column.
     Arrangement::Sheet { samples: if view.outer / samples < FEW_ROWS { 1 } else { samples } }
 }
 
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
+const _: () = assert!(LANES.is_power_of_two());
 const _: () = assert!(CHUNK.is_multiple_of(TILE) && CHUNK_ROWS.is_multiple_of(TILE_ROWS));
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 use crate::element::{Element, Real};
 use crate::items::{CenterItem, Finish, FinishItem, MapItem, ReduceItem};
+use crate::kernels::filled;
 use crate::kernels::map::{Map, Table, TableOf};
 use crate::kernels::reduce::Terms;
 use crate::mask::Mask;
@@ -18,12 +19,26 @@ use std::ops::Range;
 
 /// Two sums of each channel, and what they are about.
 pub(crate) struct Sums {
-    /// What was subtracted.
-    pub(crate) centers: Vec<f64>,
+    centers: Vec<f64>,
+    /// All first and then all second sums, and behind them what they were added up from.
+    sums: Vec<f64>,
+}
+
+impl Sums {
+    /// What was subtracted in each channel.
+    pub(crate) fn centers(&self) -> &[f64] {
+        &self.centers
+    }
+
     /// The sums of the first term.
-    pub(crate) first: Vec<f64>,
+    pub(crate) fn first(&self) -> &[f64] {
+        &self.sums[..self.centers.len()]
+    }
+
     /// The sums of the second term.
-    pub(crate) second: Vec<f64>,
+    pub(crate) fn second(&self) -> &[f64] {
+        &self.sums[self.centers.len()..][..self.centers.len()]
+    }
 }
 
 /// The sums of `terms` of each channel, of the positions that count.
@@ -82,7 +97,7 @@ pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
     centers: &[f64],
     sums: [&[f64]; 2],
 ) -> Vec<R> {
-    let mut table = vec![R::from_f64(0.0); N * centers.len()];
+    let mut table = filled(R::from_f64(0.0), N * centers.len());
     let mut rest = table.as_mut_slice();
     let into: [_; N] = std::array::from_fn(|_| {
         let (of_channels, after) = std::mem::take(&mut rest).split_at_mut(centers.len());
@@ -116,7 +131,7 @@ where
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
     let state = State::new(plan, mask);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
-    let coefficients = Shared::new(vec![zero; N * plan.partition.view.channels]);
+    let coefficients = Shared::new(filled(zero, N * plan.partition.view.channels));
     let table = Table { first: coefficients.pointer(), pitch: plan.partition.view.channels };
     let finish = |block: usize| {
         let channels = plan.channels(block);
@@ -206,26 +221,15 @@ struct State<'a> {
     plan: &'a Plan,
     mask: Option<&'a Mask>,
     centers: Shared<f64>,
-    first: Shared<f64>,
-    second: Shared<f64>,
-    /// The sums of each chunk but the first, which `first` and `second` begin as: chunk by chunk,
-    /// first and second sum, channel.
-    partial: Shared<f64>,
+    /// Chunk by chunk all first and then all second sums. Those of the first chunk become those of all.
+    sums: Shared<f64>,
 }
 
 impl<'a> State<'a> {
     fn new(plan: &'a Plan, mask: Option<&'a Mask>) -> Self {
         let channels = plan.partition.view.channels;
-        let zeros = |n| Shared::new(vec![0.0; n]);
-        let partial = zeros(2 * channels * plan.partition.chunks.saturating_sub(1));
-        State {
-            plan,
-            mask,
-            centers: zeros(channels),
-            first: zeros(channels),
-            second: zeros(channels),
-            partial,
-        }
+        let zeros = |vectors| Shared::new(filled(0.0, vectors * channels));
+        State { plan, mask, centers: zeros(1), sums: zeros(2 * plan.partition.chunks) }
     }
 
     /// The two sums of a block in a chunk.
@@ -235,16 +239,11 @@ impl<'a> State<'a> {
     #[allow(clippy::mut_from_ref)]
     unsafe fn sums(&self, block: usize, chunk: usize) -> [&mut [f64]; 2] {
         let channels = self.plan.channels(block);
-        // SAFETY: handed on to the caller.
-        unsafe {
-            if chunk == 0 {
-                return [self.first.slice(channels.clone()), self.second.slice(channels)];
-            }
-            [0, 1].map(|term| {
-                let base = (2 * (chunk - 1) + term) * self.plan.partition.view.channels;
-                self.partial.slice(base + channels.start..base + channels.end)
-            })
-        }
+        [0, 1].map(|term| {
+            let base = (2 * chunk + term) * self.plan.partition.view.channels;
+            // SAFETY: handed on to the caller.
+            unsafe { self.sums.slice(base + channels.start..base + channels.end) }
+        })
     }
 
     /// Sets the centres of a block.
@@ -323,11 +322,7 @@ impl<'a> State<'a> {
     }
 
     fn into_sums(self) -> Sums {
-        Sums {
-            centers: self.centers.into_vec(),
-            first: self.first.into_vec(),
-            second: self.second.into_vec(),
-        }
+        Sums { centers: self.centers.into_vec(), sums: self.sums.into_vec() }
     }
 }
 

@@ -335,7 +335,8 @@ on_nonfinite, group_size, renorm
         numpy.exceptions.AxisError
             If `x` has no such `axis`.
         """
-        if self._ranks and getattr(x, "ndim", None) not in self._ranks:
+        ranks = self._ranks
+        if ranks and getattr(x, "ndim", None) not in ranks:
             self._check_rank(x)
         if update is not True and not isinstance(update, bool | np.bool_):
             raise TypeError(f"update must be a bool, got {type(update).__name__}")
@@ -391,11 +392,11 @@ on_nonfinite, group_size, renorm
     ) -> _FloatArray:
         """Do what `forward` does in training."""
         running_mean, running_var = self.running_mean, self.running_var
-        batches, momentum = self.num_batches_tracked, 0.0
+        batches, momentum, population = self.num_batches_tracked, 0.0, self._population
         before: tuple[_FloatArray, _FloatArray] | None = None
-        moves = update and self.track_running_stats and self._population is None
+        moves = update and self.track_running_stats and population is None
         # Statistics that are to be replaced are nothing to renormalise toward.
-        renorm = self.renorm if self._population is None else None
+        renorm = self.renorm if population is None else None
         if moves:
             convention = self._convention()
             batches = (batches or 0) + 1
@@ -434,8 +435,8 @@ on_nonfinite, group_size, renorm
         )
         if before is not None and not self._settle(before, momentum, context):
             moves = False
-        if self._population is not None and context.moments is not None:
-            self._population = self._population.merge(context.moments)
+        if population is not None and context.moments is not None:
+            self._population = population.merge(context.moments)
         self._context = context
         if moves:
             self.num_batches_tracked = batches

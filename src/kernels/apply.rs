@@ -5,11 +5,10 @@
 
 use super::Fetch;
 use super::map::{Map, Table};
-use crate::affine::{self, Affine};
+use crate::affine;
 use crate::element::{Element, Real, RealVector};
 use crate::epilogue::Stage;
-use crate::simd::{Kernel, Level, Simd};
-use std::marker::PhantomData;
+use crate::simd::Simd;
 
 /// The expression of the forward pass.
 #[derive(Clone, Copy)]
@@ -31,35 +30,6 @@ unsafe impl<E: Sync, P: Sync> Sync for Apply<E, P> {}
 pub(crate) fn coefficients<R: Real>(mean: f64, scale: f64, bias: f64) -> [R; 4] {
     let [high, low] = affine::split(mean);
     [high, low, affine::factor(scale), R::from_f64(bias)]
-}
-
-/// The coefficients of all channels: all of the first, then all of the second, and so on.
-pub(crate) fn table<R: Real>(affine: &Affine, level: Level) -> Vec<R> {
-    // SAFETY: this kernel works on vectors of its own.
-    unsafe { level.run(Tabulate { affine, real: PhantomData::<R> }) }
-}
-
-/// [`table`], in the standard mode of the processor. Safe to run.
-struct Tabulate<'a, R> {
-    affine: &'a Affine,
-    real: PhantomData<R>,
-}
-
-impl<R: Real> Kernel for Tabulate<'_, R> {
-    type Output = Vec<R>;
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) -> Vec<R> {
-        let channels = self.affine.mean().len();
-        let mut table = vec![R::from_f64(0.0); 4 * channels];
-        let values = self.affine.mean().iter().zip(self.affine.scale()).zip(self.affine.bias());
-        for (c, ((&mean, &scale), &bias)) in values.enumerate() {
-            for (k, value) in coefficients(mean, scale, bias).into_iter().enumerate() {
-                table[k * channels + c] = value;
-            }
-        }
-        table
-    }
 }
 
 impl<E: Element, P: Stage<E>> Map for Apply<E, P> {

@@ -24,6 +24,14 @@ use crate::simd::Vector;
 /// take a while one by one.
 pub(crate) const GROUP: usize = 8;
 
+/// `value` so many times. `vec!` asks for memory that is zero, which allocators look for past the
+/// short blocks that the thread has just freed.
+pub(crate) fn filled<T: Copy>(value: T, len: usize) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    values.resize(len, value);
+    values
+}
+
 /// Where a vector of per-channel values comes from.
 #[derive(Clone, Copy)]
 pub(crate) enum Fetch {

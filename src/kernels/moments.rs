@@ -46,9 +46,10 @@ impl<E: Element> Terms for MomentTerms<E> {
         let members = self
             .members
             .map(|(outer, inner)| self.x.wrapping_add(view.offset(outer, first, inner)));
+        // Lanes beyond the last channel keep what was there; their pivots are not used.
+        let mut values = [[0.0; LANES]; CANDIDATES];
         for (group, centers) in centers.chunks_mut(LANES).enumerate() {
             let (first, n) = (group * LANES * view.inner, centers.len());
-            let mut values = [[0.0; LANES]; CANDIDATES];
             for (values, member) in values.iter_mut().zip(members) {
                 // SAFETY: the same element of each channel, which the caller vouches for; the token
                 // is held.

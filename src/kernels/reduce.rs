@@ -26,6 +26,7 @@
 //! for 64 bytes instead of 8.6, 10 being what memory takes. So channels whose mean is not far from
 //! zero have a centre of zero; see [`Terms::centers`].
 
+use super::filled;
 use crate::element;
 use crate::mask::{Counted, Rows, Share};
 use crate::simd::{LANES, Simd, Vector, fold};
@@ -109,9 +110,9 @@ pub(crate) trait Terms: Copy + Sync {
 /// Whether there is something to subtract in any of the channels with these `centers`.
 #[inline(always)]
 pub(crate) fn off_center<T: Terms>(centers: &[f64]) -> bool {
-    // NaN is a centre, too.
+    // NaN is a centre, too. All are looked at, which is done in vectors.
     #[allow(clippy::float_cmp)]
-    let zero = centers.iter().all(|&center| center == 0.0);
+    let zero = centers.iter().fold(true, |zero, &center| zero & (center == 0.0));
     !(T::EXACT && zero)
 }
 
@@ -392,7 +393,7 @@ impl ColumnSums {
     /// Nothing summed yet of two sheets of so many rows, of which neither has more columns.
     pub(crate) fn new(columns: usize, [rows, more_rows]: [usize; 2]) -> ColumnSums {
         let tiles = rows.div_ceil(TILE_ROWS) + more_rows.div_ceil(TILE_ROWS);
-        let values = vec![0.0; if tiles > 1 { 4 } else { 2 } * columns];
+        let values = filled(0.0, if tiles > 1 { 4 } else { 2 } * columns);
         ColumnSums { values, columns, begun: false }
     }
 
@@ -574,9 +575,6 @@ unsafe fn columns<S: Simd, T: Terms, C: Counted>(
 /// The sum of a run of sums: elements to lanes as in [`run`], then the lanes.
 #[inline(always)]
 pub(crate) fn fold_run<S: Simd>(_: S, run: &[f64]) -> f64 {
-    if let [alone] = run {
-        return *alone;
-    }
     let mut lanes = [0.0; LANES];
     // SAFETY: each load is within `run`; the token is held.
     unsafe {

@@ -21,6 +21,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 /// The element types of arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ const FLOATS: &str = "float16, bfloat16, float32 or float64";
 
 impl DType {
     fn of(array: &Bound<'_, PyUntypedArray>) -> Option<DType> {
-        let num = array.dtype().num();
+        let num = element_type(array).num();
         if num == NPY_TYPES::NPY_FLOAT as i32 {
             Some(DType::F32)
         } else if num == NPY_TYPES::NPY_DOUBLE as i32 {
@@ -154,9 +155,11 @@ pub(super) fn as_array<'py>(
     argument: &'static str,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     let expected = "a NumPy array";
+    if let Ok(array) = any.cast_exact::<PyUntypedArray>() {
+        return Ok(array.clone());
+    }
     if let Ok(array) = any.cast::<PyUntypedArray>() {
-        let plain = any.is_exact_instance_of::<PyUntypedArray>();
-        if !plain && any.is_instance(&any.py().import("numpy.ma")?.getattr("MaskedArray")?)? {
+        if any.is_instance(&any.py().import("numpy.ma")?.getattr("MaskedArray")?)? {
             return Err(kind_error(argument, "a NumPy array without a mask", any));
         }
         return Ok(array.clone());
@@ -184,13 +187,23 @@ pub(super) fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
     unsafe { (*array.as_array_ptr()).fields.data.cast() }
 }
 
+/// The type of an array's elements, without a reference of its own.
+fn element_type<'a, 'py>(array: &'a Bound<'py, PyUntypedArray>) -> Borrowed<'a, 'py, PyArrayDescr> {
+    // SAFETY: as above. The array holds a reference to its type; it could only be given another by
+    // Python code, which does not run before those who asked have looked at the type.
+    unsafe {
+        let descriptor = (*array.as_array_ptr()).fields.descr;
+        Borrowed::from_ptr(array.py(), descriptor.cast()).cast_unchecked()
+    }
+}
+
 /// Whether elements can be read where they are: aligned, in the machine's byte order.
 fn is_plain(array: &Bound<'_, PyUntypedArray>) -> bool {
     flags(array) & NPY_ARRAY_ALIGNED != 0 && is_native(array)
 }
 
 fn is_native(array: &Bound<'_, PyUntypedArray>) -> bool {
-    array.dtype().is_native_byteorder().unwrap_or(false)
+    element_type(array).is_native_byteorder().unwrap_or(false)
 }
 
 fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
@@ -235,7 +248,7 @@ pub(super) fn copy(
 /// Whether two arrays of one shape order their elements alike in memory.
 fn same_order(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> bool {
     let strides = a.strides().iter().zip(b.strides());
-    a.len() == 0 || a.shape().iter().zip(strides).all(|(&n, (a, b))| n == 1 || a == b)
+    a.shape().iter().zip(strides).all(|(&n, (a, b))| n == 1 || a == b) || a.is_empty()
 }
 
 /// An input as the engine reads it.
@@ -363,14 +376,11 @@ impl<'a, 'py> Named<'a, 'py> {
 
 impl<'py> Output<'py> {
     /// The argument `out`, or a new array, for outputs like `x`.
-    pub(super) fn like<'a>(
+    pub(super) fn like(
         out: Option<&Bound<'py, PyAny>>,
         x: &Input<'py>,
-        others: impl IntoIterator<Item = Named<'a, 'py>>,
-    ) -> PyResult<Output<'py>>
-    where
-        'py: 'a,
-    {
+        others: &[Option<Named<'_, 'py>>],
+    ) -> PyResult<Output<'py>> {
         let Some(any) = out else {
             return Output::new(x);
         };
@@ -381,11 +391,12 @@ impl<'py> Output<'py> {
             return Err(Error::ReadOnly { argument: "out" }.into());
         }
         check_distinct(&array, "out")?;
-        for Named { name, array: other, may_be_output } in others {
+        let bytes = extent(&array);
+        for &Named { name, array: other, may_be_output } in others.iter().flatten() {
             if may_be_output && is_same_memory(&array, other) {
                 continue;
             }
-            if shares_memory(&array, other)? {
+            if overlap(&bytes, &extent(other)) && shares_memory(&array, other)? {
                 let or_itself =
                     if may_be_output { format!("be {name} itself or ") } else { String::new() };
                 let expected = format!("{or_itself}share no memory with {name}");
@@ -437,7 +448,7 @@ impl<'py> Output<'py> {
 /// Refuses an array to be written several of whose elements are one and the same place.
 fn check_distinct(array: &Bound<'_, PyUntypedArray>, argument: &'static str) -> Result<(), Error> {
     let mut axes = array.shape().iter().zip(array.strides());
-    if !array.is_empty() && axes.any(|(&n, &stride)| n > 1 && stride == 0) {
+    if axes.any(|(&n, &stride)| n > 1 && stride == 0) && !array.is_empty() {
         let expected = String::from("have a place for each element");
         return Err(Error::Overlap { argument, expected, got: "itself" });
     }
@@ -452,25 +463,24 @@ fn is_same_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) 
         && a.dtype().is_equiv_to(&b.dtype())
 }
 
-/// Whether two arrays have a byte in common: bounds first, then NumPy's exact answer.
+/// Whether two arrays, whose extents overlap, have a byte in common: NumPy's exact answer.
 fn shares_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
-    let (Some(within), Some(other)) = (extent(a), extent(b)) else {
-        return Ok(false);
-    };
-    if within.end <= other.start || other.end <= within.start {
-        return Ok(false);
-    }
     a.py().import("numpy")?.call_method1("shares_memory", (a, b))?.extract()
 }
 
+/// Whether two extents have a byte in common.
+fn overlap(a: &Option<Range<isize>>, b: &Option<Range<isize>>) -> bool {
+    a.as_ref().zip(b.as_ref()).is_some_and(|(a, b)| a.start < b.end && b.start < a.end)
+}
+
 /// The addresses from an array's first byte to its last, or `None` for an empty array.
-fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<std::ops::Range<isize>> {
-    if array.len() == 0 {
-        return None;
-    }
+fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<Range<isize>> {
     let start = data(array).addr() as isize;
-    let mut range = start..start + array.dtype().itemsize() as isize;
+    let mut range = start..start + element_type(array).itemsize() as isize;
     for (&n, &stride) in array.shape().iter().zip(array.strides()) {
+        if n == 0 {
+            return None;
+        }
         let reach = (n as isize - 1) * stride;
         range.start += reach.min(0);
         range.end += reach.max(0);
@@ -548,7 +558,7 @@ impl<'py> Vector<'py> {
         name: &'static str,
         other: &Bound<'py, PyUntypedArray>,
     ) -> PyResult<()> {
-        if shares_memory(&self.array, other)? {
+        if overlap(&extent(&self.array), &extent(other)) && shares_memory(&self.array, other)? {
             let expected = format!("share no memory with {name}");
             return Err(Error::Overlap { argument, expected, got: name }.into());
         }

@@ -133,7 +133,7 @@ impl Context {
         if self.groups.is_some() {
             return Ok(None);
         }
-        Ok(Some(nouns::Affine(self.transformation()?)))
+        Ok(Some(self.transformation()?.into()))
     }
 }
 
@@ -306,7 +306,7 @@ fn dx<'py>(
         Some(Named::apart("x", &x.given)),
         residual.map(|residual| Named::apart("residual", &residual.given)),
     ];
-    Output::like(out, x, others.into_iter().flatten()).map(Some)
+    Output::like(out, x, &others).map(Some)
 }
 
 /// [`gradients`] of a batch that was normalised as a whole.
@@ -376,7 +376,8 @@ fn differentiate<'py>(
                     apply(py, dz, &x, mask, moments, whole, weight, context.eps, out)?;
                 }
                 (Some(out), ..) => {
-                    nouns::apply(dz, &context.derivative()?, None, Activation::Identity, out)?;
+                    let derivative = context.derivative()?.into();
+                    nouns::apply(dz, &derivative, None, Activation::Identity, out)?;
                 }
                 (None, ..) => {}
             }

@@ -57,7 +57,7 @@ struct Forward<'a, 'py> {
 }
 
 impl<'a, 'py> Arguments<'a, 'py> {
-    fn check(self) -> PyResult<Forward<'a, 'py>> {
+    fn check(&self) -> PyResult<Forward<'a, 'py>> {
         let x = Input::x(self.x, self.axis)?;
         let channels = x.view.channels;
         let running = match (self.running_mean, self.running_var) {
@@ -91,17 +91,15 @@ impl<'a, 'py> Arguments<'a, 'py> {
             running.var.check_apart("running_var", "x", &x.given)?;
         }
         let input = if self.in_place { Named::or_itself } else { Named::apart };
-        let vectors = [
-            ("running_mean", running.as_ref().map(|running| &running.mean)),
-            ("running_var", running.as_ref().map(|running| &running.var)),
-            ("weight", weight.as_ref()),
-            ("bias", bias.as_ref()),
+        let others = [
+            running.as_ref().map(|running| Named::apart("running_mean", &running.mean.array)),
+            running.as_ref().map(|running| Named::apart("running_var", &running.var.array)),
+            weight.as_ref().map(|weight| Named::apart("weight", &weight.array)),
+            bias.as_ref().map(|bias| Named::apart("bias", &bias.array)),
+            Some(input("x", &x.given)),
+            residual.as_ref().map(|residual| input("residual", &residual.given)),
         ];
-        let vectors =
-            vectors.into_iter().filter_map(|(name, v)| Some(Named::apart(name, &v?.array)));
-        let inputs =
-            [Some(input("x", &x.given)), residual.as_ref().map(|r| input("residual", &r.given))];
-        let out = Output::like(self.out, &x, vectors.chain(inputs.into_iter().flatten()))?;
+        let out = Output::like(self.out, &x, &others)?;
         Ok(Forward {
             running,
             weight: weight.map(|vector| vector.values),
@@ -201,7 +199,7 @@ impl<'py> Forward<'_, 'py> {
     }
 
     /// The output for the caller, and the running statistics moved on.
-    fn finish(mut self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
+    fn finish(&mut self, moments: Option<&core::Moments>) -> PyResult<Bound<'py, PyAny>> {
         let y = self.out.finish()?;
         moments.map_or(Ok(()), |moments| self.update(moments))?;
         Ok(y)
@@ -235,7 +233,7 @@ impl<'py> Forward<'_, 'py> {
 
     /// The output for the caller, what backward needs, and the running statistics moved on.
     fn finish_with_context(
-        mut self,
+        &mut self,
         statistics: Statistics,
     ) -> PyResult<(Bound<'py, PyAny>, Context)> {
         let context = self.context(statistics)?;
@@ -365,7 +363,7 @@ pub(super) fn batch_norm<'py>(
         out,
         in_place: true,
     };
-    let forward = arguments.check()?;
+    let mut forward = arguments.check()?;
     if let Some(size) = forward.group_size(group_size) {
         return Ok(ghost::forward(&arguments, forward, size)?.0);
     }
@@ -441,7 +439,7 @@ pub(super) fn batch_norm_forward<'py>(
         out,
         in_place: false,
     };
-    let forward = arguments.check()?;
+    let mut forward = arguments.check()?;
     if let Some(size) = forward.group_size(group_size) {
         return ghost::forward(&arguments, forward, size);
     }
@@ -661,9 +659,12 @@ pub(super) fn backward_apply<'py>(
         let (purpose, got) = ("gradients through batch statistics", moments.count());
         return Err(Error::TooFewValues { argument: "moments", purpose, got }.into());
     }
-    let others = [Named::or_itself("dy", &dy.given), Named::apart("x", &x.given)];
-    let others = others.into_iter().chain(weight.iter().map(|w| Named::apart("weight", &w.array)));
-    let out = Output::like(out, &x, others)?;
+    let others = [
+        Some(Named::or_itself("dy", &dy.given)),
+        Some(Named::apart("x", &x.given)),
+        weight.as_ref().map(|weight| Named::apart("weight", &weight.array)),
+    ];
+    let out = Output::like(out, &x, &others)?;
     let weight = weight.as_ref().map(|vector| vector.values.as_slice());
     context::apply(py, &dy, &x, mask.as_ref(), moments, grad_sums, weight, eps, &out)?;
     out.finish()

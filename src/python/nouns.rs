@@ -4,11 +4,14 @@ use super::argument::{self, check_eps, check_momentum};
 use super::array::{Input, Named, Output, Vector, read_only, with_element};
 use super::functions;
 use super::run::{Raw, execution, released};
+use crate::element::{Element, Real};
 use crate::epilogue::Activation;
+use crate::simd::Level;
 use crate::{affine, forward, grad_sums, moments};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::sync::OnceLock;
 
 type Array<'py> = Bound<'py, PyArray1<f64>>;
 
@@ -317,7 +320,49 @@ impl GradSums {
 /// array([[-0.9701425,  0.       ],
 ///        [ 0.9701425,  0.       ]])
 #[pyclass(frozen, module = "rustbn._rustbn", name = "Affine")]
-pub(super) struct Affine(pub(super) affine::Affine);
+pub(super) struct Affine {
+    affine: affine::Affine,
+    tables: Tables,
+}
+
+/// The coefficients of a transformation in both types of arithmetic, for the engine: each made when it
+/// is first needed, with the interpreter held.
+#[derive(Default)]
+struct Tables {
+    f32: OnceLock<Vec<f32>>,
+    f64: OnceLock<Vec<f64>>,
+}
+
+/// A type of arithmetic that [`Tables`] has.
+trait Tabled: Real {
+    /// The table in this type.
+    fn of(tables: &Tables) -> &OnceLock<Vec<Self>>;
+}
+
+impl Tabled for f32 {
+    fn of(tables: &Tables) -> &OnceLock<Vec<f32>> {
+        &tables.f32
+    }
+}
+
+impl Tabled for f64 {
+    fn of(tables: &Tables) -> &OnceLock<Vec<f64>> {
+        &tables.f64
+    }
+}
+
+impl From<affine::Affine> for Affine {
+    fn from(affine: affine::Affine) -> Affine {
+        Affine { affine, tables: Tables::default() }
+    }
+}
+
+impl Affine {
+    /// The coefficients in one type of arithmetic, for [`forward::apply_table_raw`].
+    fn table<R: Tabled>(&self, level: Level) -> &[R] {
+        R::of(&self.tables).get_or_init(|| forward::table(&self.affine, level))
+    }
+}
 
 #[pymethods]
 impl Affine {
@@ -330,7 +375,7 @@ impl Affine {
         let mean = Vector::new(mean, "mean", None)?.values;
         let scale = Vector::new(scale, "scale", Some(mean.len()))?.values;
         let bias = Vector::new(bias, "bias", Some(mean.len()))?.values;
-        Ok(Affine(affine::Affine::new(mean, scale, bias)?))
+        Ok(affine::Affine::new(mean, scale, bias)?.into())
     }
 
     /// Normalisation with batch statistics.
@@ -365,7 +410,8 @@ impl Affine {
         let weight = Vector::optional(weight, "weight", channels)?.map(|v| v.values);
         let bias = Vector::optional(bias, "bias", channels)?.map(|v| v.values);
         check_eps(eps, false)?;
-        Ok(Affine(affine::Affine::from_moments(moments, weight.as_deref(), bias.as_deref(), eps)?))
+        let (weight, bias) = (weight.as_deref(), bias.as_deref());
+        Ok(affine::Affine::from_moments(moments, weight, bias, eps)?.into())
     }
 
     /// Normalisation with running statistics: batch normalization at inference (Ioffe & Szegedy
@@ -402,27 +448,26 @@ impl Affine {
         let weight = Vector::optional(weight, "weight", mean.len())?.map(|v| v.values);
         let bias = Vector::optional(bias, "bias", mean.len())?.map(|v| v.values);
         check_eps(eps, false)?;
-        let affine =
-            affine::Affine::from_running(&mean, &var, weight.as_deref(), bias.as_deref(), eps)?;
-        Ok(Affine(affine))
+        let (weight, bias) = (weight.as_deref(), bias.as_deref());
+        Ok(affine::Affine::from_running(&mean, &var, weight, bias, eps)?.into())
     }
 
     /// What is subtracted from each channel, shape (C,).
     #[getter]
     fn mean<'py>(&self, py: Python<'py>) -> Array<'py> {
-        read_only(py, self.0.mean())
+        read_only(py, self.affine.mean())
     }
 
     /// What the difference is multiplied by, shape (C,).
     #[getter]
     fn scale<'py>(&self, py: Python<'py>) -> Array<'py> {
-        read_only(py, self.0.scale())
+        read_only(py, self.affine.scale())
     }
 
     /// What is added, shape (C,).
     #[getter]
     fn bias<'py>(&self, py: Python<'py>) -> Array<'py> {
-        read_only(py, self.0.bias())
+        read_only(py, self.affine.bias())
     }
 
     /// Apply the transformation.
@@ -461,15 +506,15 @@ impl Affine {
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let x = Input::x(x, axis)?;
-        x.view.check_vector("affine", self.0.mean())?;
+        x.view.check_vector("affine", self.affine.mean())?;
         let residual = residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
         let activation = argument::activation(activation)?;
-        let inputs = [
+        let others = [
             Some(Named::or_itself("x", &x.given)),
             residual.as_ref().map(|residual| Named::or_itself("residual", &residual.given)),
         ];
-        let out = Output::like(out, &x, inputs.into_iter().flatten())?;
-        apply(&x, &self.0, residual.as_ref(), activation, &out)?;
+        let out = Output::like(out, &x, &others)?;
+        apply(&x, self, residual.as_ref(), activation, &out)?;
         out.finish()
     }
 
@@ -539,7 +584,7 @@ impl Affine {
     }
 
     fn __eq__(&self, other: &Affine) -> bool {
-        self.0 == other.0
+        self.affine == other.affine
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
@@ -567,7 +612,7 @@ fn fold<'py>(
 /// Sends `x` through `affine`, and what comes after, to `out`.
 pub(super) fn apply(
     x: &Input<'_>,
-    affine: &affine::Affine,
+    affine: &Affine,
     residual: Option<&Input<'_>>,
     activation: Activation,
     out: &Output<'_>,
@@ -578,11 +623,12 @@ pub(super) fn apply(
     with_element!(x.dtype, E => {
         let (x_, y) = (Raw(x.pointer().cast::<E>()), Raw(out.pointer().cast::<E>()));
         let epilogue = functions::epilogue::<E>(residual, activation);
+        let table = affine.table::<<E as Element>::Real>(execution.level);
         // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this call;
         // `Output::like` ruled out that out overlaps them otherwise than by being one; the caller
         // checked the channels of `affine`.
         released(py, x.bytes(), move || unsafe {
-            forward::apply_raw(view, x_.get(), affine, epilogue, y.get(), execution);
+            forward::apply_table_raw(view, x_.get(), table, epilogue, y.get(), execution);
         });
     });
     Ok(())

@@ -85,7 +85,7 @@ pub(in crate::python) fn part_forward<'py>(
         out,
         in_place: false,
     };
-    let forward = arguments.check()?;
+    let mut forward = arguments.check()?;
     let whole = merge.call1((nouns::Moments(forward.measure()?),))?;
     let moments = nouns::moments_argument(&whole)?.get().0.clone();
     forward.x.view.check_vector("moments", moments.mean())?;
@@ -98,7 +98,7 @@ pub(in crate::python) fn part_forward<'py>(
         }
     };
     let residual = forward.residual.as_ref();
-    nouns::apply(&forward.x, &affine, residual, forward.activation, &forward.out)?;
+    nouns::apply(&forward.x, &affine.into(), residual, forward.activation, &forward.out)?;
     forward.finish_with_context(Statistics::Batch(moments))
 }
 
