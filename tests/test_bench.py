@@ -315,8 +315,11 @@ def test_json_has_everything() -> None:
     assert report["schema"] == 1
     assert set(report) == {
         "schema", "machine", "versions", "arguments", "skipped",
-        "measurements", "networks", "calls", "fused", "masked",
+        "measurements", "networks", "calls", "fused", "masked", "core_rates",
     }  # fmt: skip
+    # Before anything, after each case and after all.
+    assert len(report["core_rates"]) == 3
+    assert min(report["core_rates"]) > 0
     assert {"cpu", "cores", "caches", "system"} == set(report["machine"])
     assert report["versions"]["rustbn"] == rustbn.__version__
     assert {"torch", "numpy", "Python", "SIMD level"} < set(report["versions"])
@@ -503,7 +506,16 @@ def made_up() -> Report:
         )
     ]  # fmt: skip
     machine = {"cpu": "A", "cores": 2, "caches": {"L2": "1M"}, "system": "Linux"}
-    return Report(machine, {"rustbn": "1"}, {"repeats": 3}, [], measurements, networks, called)
+    return Report(
+        machine,
+        {"rustbn": "1"},
+        {"repeats": 3},
+        [],
+        measurements,
+        networks,
+        called,
+        core_rates=[0.5, 0.25, 0.375],
+    )
 
 
 def test_tables_hold_the_numbers() -> None:
@@ -577,7 +589,9 @@ def test_table_as_text_and_markdown() -> None:
     assert table.markdown().splitlines()[2:] == [
         "| shape | a |", "| --- | ---: |", "| 1x2 | 1.00 |", "| 1x2x3 | 10 |",
     ]  # fmt: skip
-    assert "- machine: A, 2 cores, L2 1M" in markdown(made_up())
+    facts = markdown(made_up())
+    assert "- machine: A, 2 cores, L2 1M" in facts
+    assert "- core: 0.25 to 0.50 float64 square roots a nanosecond" in facts
 
 
 def test_figure_draws_all_panels(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ class Report:
     calls: list[CallMeasurement] = field(default_factory=list)
     fused: list[CallMeasurement] = field(default_factory=list)
     masked: list[CallMeasurement] = field(default_factory=list)
+    core_rates: list[float] = field(default_factory=list)
+    """`rustbn.bench.timing.core_rate`, from time to time."""
 
     def json(self) -> str:
         """Return the report as JSON; times are seconds per call."""

@@ -19,7 +19,7 @@ from rustbn.bench.peers import installed
 from rustbn.bench.problem import Answers, Problem, WrongResultError
 from rustbn.bench.report import CallMeasurement, Measurement, NetworkMeasurement, Report
 from rustbn.bench.shapes import Case
-from rustbn.bench.timing import SAMPLE_SECONDS, clock_for, interleave, timer
+from rustbn.bench.timing import SAMPLE_SECONDS, clock_for, core_rate, interleave, timer
 
 NETWORK, CALLS, FUSED, MASKED = "network", "calls", "fused", "masked"
 ALL_PASSES = (*PASSES, NETWORK, CALLS, FUSED, MASKED)
@@ -86,9 +86,11 @@ def measure(plan: Plan, on_work: Callable[[int, str], None] = lambda units, what
     """
     peers, missing = installed(plan.peers)
     report = Report(machine(), versions(peers), _arguments(plan), missing)
+    report.core_rates.append(core_rate())
     for case in plan.cases:
         if any(name in PASSES for name in plan.passes):
             _measure_case(case, plan, peers, report, on_work)
+            report.core_rates.append(core_rate())
     if NETWORK in plan.passes:
         for part in _networks(plan.cases):
             _measure_network(part, plan, peers, report, on_work)
@@ -98,6 +100,7 @@ def measure(plan: Plan, on_work: Callable[[int, str], None] = lambda units, what
         _measure_fused(plan, peers, report, on_work)
     if MASKED in plan.passes:
         _measure_masked(plan, peers, report, on_work)
+    report.core_rates.append(core_rate())
     return report
 
 

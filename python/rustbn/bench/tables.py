@@ -137,6 +137,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {value}" for name, value in report.versions.items())),
         ("samples", f"{report.arguments['repeats']} a contestant"),
     ]
+    if report.core_rates:
+        least, most = min(report.core_rates), max(report.core_rates)
+        facts.append(("core", f"{least:.2f} to {most:.2f} float64 square roots a nanosecond"))
     if report.skipped:
         facts.append(("not installed", ", ".join(report.skipped)))
     return facts
