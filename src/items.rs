@@ -454,7 +454,12 @@ impl<M: Map> MapItem<'_, M> {
         table: TableOf<M>,
     ) {
         let Sheet { at, stride, rows, cols } = sheet;
-        let (map, ahead) = (self.map, self.plan.ahead);
+        let map = self.map;
+        let ahead = match (self.plan.ahead, map::side_by_side(&sheet)) {
+            // The processor does not guess what follows rows that are met side by side.
+            (0, side_by_side @ 2..) if self.plan.fetch => side_by_side * stride,
+            (ahead, _) => ahead,
+        };
         // SAFETY: handed on to the caller.
         unsafe {
             match walk {

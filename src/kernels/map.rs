@@ -243,6 +243,18 @@ fn head<E>(output: *mut E, len: usize) -> Option<usize> {
     (bytes.is_multiple_of(size_of::<E>()) && head < len).then_some(head)
 }
 
+/// How many rows of a sheet are met side by side, where there are as many.
+#[inline(always)]
+pub(crate) fn side_by_side(sheet: &Sheet) -> usize {
+    if sheet.stride <= NARROW {
+        ROWS
+    } else if sheet.cols < sheet.stride {
+        2
+    } else {
+        1
+    }
+}
+
 /// Writes the outputs of a sheet through the cache, given which elements of each of its rows count.
 /// Parts of rows go in pairs that share a fetch of the coefficients; both are read before one is
 /// written, as a load waits for an earlier store whose address agrees in its low bits. Whole rows go
@@ -250,7 +262,7 @@ fn head<E>(output: *mut E, len: usize) -> Option<usize> {
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them;
-/// `table` holds the coefficients of each column.
+/// `table` holds the coefficients of each column. `ahead` is how far ahead inputs are asked for.
 #[inline(always)]
 pub(crate) unsafe fn sheet<S: Simd, M: Map, C: Counted>(
     simd: S,
@@ -260,16 +272,10 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map, C: Counted>(
     table: TableOf<M>,
     ahead: usize,
 ) {
+    let most = side_by_side(&sheet);
     let mut row = 0;
     while row < sheet.rows {
         let at = sheet.at + row * sheet.stride;
-        let most = if sheet.stride <= NARROW {
-            ROWS
-        } else if sheet.cols < sheet.stride {
-            2
-        } else {
-            1
-        };
         let rows = if row + most <= sheet.rows { most } else { 1 };
         let whole = sheet.cols / LANES * LANES;
         // SAFETY: rows and columns are within the sheet, which the caller vouches for.
@@ -304,6 +310,8 @@ unsafe fn vectors<S: Simd, M: Map, C: Counted>(
     table: TableOf<M>,
     ahead: usize,
 ) {
+    // Whole rows are asked for in the order of memory.
+    let (pace, step) = if cols == stride { (rows, LANES) } else { (1, stride) };
     let mut col = 0;
     while col < cols {
         // SAFETY: handed on to the caller.
@@ -313,7 +321,7 @@ unsafe fn vectors<S: Simd, M: Map, C: Counted>(
         }
         if ahead > 0 {
             for row in 0..rows {
-                map.prefetch(simd, at + col + row * stride + ahead);
+                map.prefetch(simd, at + ahead + pace * col + row * step);
             }
         }
         col += LANES;
