@@ -367,6 +367,26 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_planes_are_as_wide_as_pieces_ask_and_caches_allow() {
+        let plan = |outer, inner, inputs| {
+            let view = View { outer, channels: 64, inner };
+            Plan::new(view, 4, inputs, on(1, Caches { l2: 512 << 10, last: 32 << 20 }))
+        };
+        let fits = plan(32, 196, 1);
+        assert!(fits.fused && fits.block == 10, "what half of the second cache holds");
+        let short = plan(800, 196, 1);
+        assert!(short.fused && short.block * 196 * 4 >= PIECE, "runs of 784 bytes, put together");
+        let long = plan(200, 784, 1);
+        assert!(long.fused && long.block == 1, "runs of 3136 bytes lie together as they are");
+        let larger = plan(1800, 784, 1);
+        assert!(!larger.fused && larger.block == BLOCK, "5.6 MB a channel are gone by then");
+        assert!(plan(32, 50_176, 1).fused, "6.4 MB in long runs are not");
+        assert!(!plan(1000, 784, 2).fused, "two inputs take twice the room");
+        let alone = short.alone();
+        assert!(alone.block == BLOCK && alone.partition == short.partition);
+    }
+
+    #[test]
     fn small_work_stays_on_its_thread() {
         let view = View { outer: 32, channels: 64, inner: 1 };
         assert_eq!(Plan::new(view, 4, 1, on(8, LARGE)).workers, 1);
