@@ -48,8 +48,8 @@ const WIDE_ROW: usize = 1024;
 const NARROW_ROW: usize = 64;
 
 /// Bytes of a block of planes that lie together, at least: shorter pieces are met one by one, each at the
-/// price of a page that is not at hand. The statistics of 800 planes of 14 x 14 took 0.7 of a copy channel
-/// by channel and 0.4 like this; pieces of twice the length gave nothing more.
+/// price of a page that is not at hand. Backward over 800 planes of 14 x 14 took 1.8 of an addition channel
+/// by channel and 1.3 like this; pieces of twice the length gave nothing more.
 const PIECE: usize = 3 << 10;
 
 /// Channels of a block of planes: their lanes live on the stack.
@@ -202,7 +202,8 @@ impl Plan {
         Plan { fused, fetch: far(bytes * inputs, caches), ahead, ..plan }
     }
 
-    /// The plan for the first sweep, where that is all: nothing has to stay in the cache.
+    /// The plan for the first sweep, where that is all: nothing has to stay in the cache. The statistics of
+    /// 800 planes of 14 x 14 took 0.7 of a copy channel by channel and 0.4 like this.
     pub(crate) fn alone(self) -> Plan {
         match self.partition.arrangement {
             Arrangement::Planes => {
