@@ -199,21 +199,70 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
             M::Element::store(simd, output.add(i), n, value);
             i += n;
         }
-        while i + LANES <= len {
-            let value = value(simd, map, at + i, LANES, &coefficients, (counted, i));
-            if i < lines.end {
-                M::Element::stream(simd, output.add(i), value);
-            } else {
-                M::Element::store(simd, output.add(i), LANES, value);
-            }
-            if ahead > 0 {
-                map.prefetch(simd, at + i + ahead);
-            }
-            i += LANES;
+        let rest = lines.end..len - (len - lines.end) % LANES;
+        vectors_of_run::<S, M, C, true>(simd, map, at, lines, counted, &coefficients, ahead);
+        let end = rest.end;
+        vectors_of_run::<S, M, C, false>(simd, map, at, rest, counted, &coefficients, ahead);
+        if end < len {
+            let value = value(simd, map, at + end, len - end, &coefficients, (counted, end));
+            M::Element::store(simd, output.add(end), len - end, value);
         }
-        if i < len {
-            let value = value(simd, map, at + i, len - i, &coefficients, (counted, i));
-            M::Element::store(simd, output.add(i), len - i, value);
+    }
+}
+
+/// The vectors of a run from one of its elements to another, streamed or not: two in a round, which by
+/// itself takes half as many instructions as a vector.
+///
+/// # Safety
+/// As [`run`]; what is streamed begins at a line boundary.
+#[inline(always)]
+unsafe fn vectors_of_run<S: Simd, M: Map, C: Counted, const STREAMED: bool>(
+    simd: S,
+    map: M,
+    at: usize,
+    Range { start: mut i, end }: Range<usize>,
+    counted: C,
+    coefficients: &M::Coefficients<S>,
+    ahead: usize,
+) {
+    let of_run = (counted, coefficients);
+    // SAFETY: handed on to the caller.
+    unsafe {
+        while i + LANES < end {
+            for i in [i, i + LANES] {
+                vector_of_run::<S, M, C, STREAMED>(simd, map, [at, i], of_run, ahead);
+            }
+            i += 2 * LANES;
+        }
+        if i < end {
+            vector_of_run::<S, M, C, STREAMED>(simd, map, [at, i], of_run, ahead);
+        }
+    }
+}
+
+/// The vector of the run at `at` that begins with element `i`.
+///
+/// # Safety
+/// As [`vectors_of_run`].
+#[inline(always)]
+unsafe fn vector_of_run<S: Simd, M: Map, C: Counted, const STREAMED: bool>(
+    simd: S,
+    map: M,
+    [at, i]: [usize; 2],
+    (counted, coefficients): (C, &M::Coefficients<S>),
+    ahead: usize,
+) {
+    // SAFETY: handed on to the caller.
+    unsafe {
+        let value = value(simd, map, at + i, LANES, coefficients, (counted, i));
+        let output = map.output().add(at + i);
+        if STREAMED {
+            M::Element::stream(simd, output, value);
+        } else {
+            M::Element::store(simd, output, LANES, value);
+        }
+        if ahead > 0 {
+            map.prefetch(simd, at + i + ahead);
         }
     }
 }
@@ -391,9 +440,9 @@ pub(crate) unsafe fn stream_rows<S: Simd, M: Map>(
                         *value = map.value(simd, at + row * cols + col, LANES, &coefficients);
                     }
                     for (row, value) in values.into_iter().enumerate() {
-                        let at = at + row * cols + col;
-                        map.prefetch(simd, at + ROWS * cols);
-                        M::Element::stream(simd, map.output().add(at), value);
+                        // The next rows, in the order of memory.
+                        map.prefetch(simd, at + ROWS * (cols + col) + row * LANES);
+                        M::Element::stream(simd, map.output().add(at + row * cols + col), value);
                     }
                 }
                 (at, len) = (at + ROWS * cols, len - ROWS * cols);

@@ -13,6 +13,7 @@ pub struct Avx2(());
 /// # Safety
 /// The processor has AVX2, FMA and F16C. That of the kernel's `run` beside.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: handed on to the caller.
     unsafe { kernel.run(Avx2(())) }
@@ -33,6 +34,12 @@ impl Simd for Avx2 {
     fn prefetch<T>(self, p: *const T) {
         // SAFETY: a prefetch of SSE touches nothing that a program can see, at any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the processor has what the token stands for; the rest is handed on to the caller.
+        unsafe { run(kernel) }
     }
 }
 

@@ -13,6 +13,7 @@ pub struct Avx512(());
 /// # Safety
 /// The processor has AVX-512 F, BW, DQ and VL. That of the kernel's `run` beside.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(never)]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: handed on to the caller.
     unsafe { kernel.run(Avx512(())) }
@@ -33,6 +34,12 @@ impl Simd for Avx512 {
     fn prefetch<T>(self, p: *const T) {
         // SAFETY: a prefetch of SSE touches nothing that a program can see, at any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the processor has what the token stands for; the rest is handed on to the caller.
+        unsafe { run(kernel) }
     }
 }
 

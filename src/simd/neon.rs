@@ -15,6 +15,7 @@ pub struct Neon(());
 /// # Safety
 /// The processor has NEON. That of the kernel's `run` beside.
 #[target_feature(enable = "neon")]
+#[inline(never)]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: handed on to the caller.
     unsafe { kernel.run(Neon(())) }
@@ -30,6 +31,12 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the processor has what the token stands for; the rest is handed on to the caller.
+        unsafe { run(kernel) }
+    }
 }
 
 /// Four `f32`.

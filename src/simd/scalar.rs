@@ -1,6 +1,6 @@
 //! The portable level: arrays of sixteen, left to the compiler. Also the oracle of the others.
 
-use super::{Bits16, Double, EXPONENT, LANES, Simd, Vector, bits16};
+use super::{Bits16, Double, EXPONENT, Kernel, LANES, Simd, Vector, bits16};
 use std::ops::{Add, Div, Mul, Sub};
 
 /// The token of portable code, which every processor runs.
@@ -17,6 +17,12 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
+
+    #[inline(never)]
+    unsafe fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: handed on to the caller.
+        unsafe { kernel.run(self) }
+    }
 }
 
 /// Sixteen lanes as an array.
