@@ -168,6 +168,6 @@ pub(super) fn simd_levels() -> Vec<&'static str> {
 ///     If ``RUSTBN_CPU_CACHES`` is not two positive whole numbers.
 #[pyfunction]
 pub(super) fn cpu_caches() -> PyResult<(usize, usize)> {
-    let Caches { l2, last } = Caches::current()?;
+    let Caches { l2, last, .. } = Caches::current()?;
     Ok((l2, last))
 }

@@ -357,7 +357,7 @@ pub(super) fn verbs<E: Element>(level: Level) {
             &parameters,
             Execution { level: Level::Scalar, threads: 1, caches },
         );
-        let none = Caches { l2: 1 << 16, last: 0 };
+        let none = Caches { l2: 1 << 16, last: 0, overlap: true };
         for (threads, caches) in [(1, caches), (3, caches), (1, none), (3, none)] {
             let got = outputs(view, &x, &dy, &parameters, Execution { level, threads, caches });
             assert_eq!(got, expected, "{view:?} on {threads} threads, {caches:?}");
