@@ -9,7 +9,7 @@ use crate::kernels::GROUP;
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, ColumnCenters, ColumnSums, Lanes, Sheet, TILE, Terms};
 use crate::mask::{All, Counted, Mask, RowBits, Rows};
-use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
+use crate::schedule::{Arrangement, BLOCK, Chunk, Plan, divided};
 use crate::simd::{Kernel, LANES, Simd, fold};
 use crate::view::View;
 use std::ops::Range;
@@ -137,10 +137,9 @@ impl Columns {
     /// The full rows of a block in a chunk, and the row of fewer samples that may follow.
     fn parts(&self, plan: &Plan, first_channel: usize, outer: Range<usize>) -> [Part; 2] {
         let stride = plan.partition.view.offset(self.samples, 0, 0);
-        let rows = outer.len() / self.samples;
-        let rest = outer.len() % self.samples;
+        let (rows, rest) = divided(outer.len(), self.samples);
         let at = |outer| plan.partition.view.offset(outer, first_channel, 0);
-        let cols = self.len() / self.samples * rest;
+        let cols = self.channels * self.inner * rest;
         [
             Part {
                 sheet: Sheet { at: at(outer.start), stride, rows, cols: self.len() },
