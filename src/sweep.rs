@@ -92,12 +92,13 @@ pub(crate) unsafe fn map<M: Map>(
     });
 }
 
-/// The coefficients that `finish` makes of the sums of all channels, as a table for [`map`].
-pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
+/// The coefficients that `finish` makes of the sums of all channels, or of what stands for them, as a
+/// table for [`map`].
+pub(crate) fn finished<V: Element, R: Real, F: Finish<R, N>, const N: usize>(
     level: Level,
     finish: F,
-    centers: &[f64],
-    sums: [&[f64]; 2],
+    centers: &[V],
+    sums: [&[V]; 2],
 ) -> Vec<R> {
     let mut table = filled(R::from_f64(0.0), N * centers.len());
     let mut rest = table.as_mut_slice();
