@@ -2,6 +2,7 @@
 
 pub(super) mod ghost;
 pub(super) mod group;
+pub(super) mod module;
 
 use super::argument::{self, Bounds, check_eps, check_momentum};
 use super::array::{self, Input, Named, Output, Vector, with_element};

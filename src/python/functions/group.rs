@@ -47,8 +47,8 @@ impl super::Forward<'_, '_> {
 /// ctx : Context
 ///     For `part_backward`.
 #[pyfunction]
-#[pyo3(signature = (merge, x, running_mean, running_var, weight, bias, momentum, eps, *, axis,
-                    activation, residual, mask, lengths, renorm, out))]
+#[pyo3(signature = (merge, x, running_mean, running_var, weight, bias, momentum, eps, axis,
+                    activation, residual, mask, lengths, renorm, out, /))]
 #[allow(clippy::too_many_arguments)]
 pub(in crate::python) fn part_forward<'py>(
     merge: &Bound<'py, PyAny>,
