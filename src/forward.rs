@@ -186,30 +186,6 @@ pub(crate) unsafe fn apply_table_raw<E: Element>(
     });
 }
 
-/// [`apply`] of [`Affine::from_running`] from `x` to `y`, without the nouns in between.
-///
-/// # Safety
-/// As [`apply_raw`]; all vectors have the channels of `view`.
-#[cfg(feature = "python")]
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn infer_raw<E: Element>(
-    view: View,
-    x: *const E,
-    running_mean: &[f64],
-    running_var: &[f64],
-    weight: Option<&[f64]>,
-    bias: Option<&[f64]>,
-    eps: f64,
-    epilogue: RawEpilogue<E>,
-    y: *mut E,
-    execution: Execution,
-) {
-    let finish = Infer { weight, bias, eps };
-    let table = sweep::finished(execution.level, finish, running_mean, [running_var, running_var]);
-    // SAFETY: handed on to the caller.
-    unsafe { apply_table_raw(view, x, &table, epilogue, y, execution) };
-}
-
 /// [`batch_norm`] from `x` to `y`.
 ///
 /// # Safety
@@ -249,6 +225,19 @@ pub(crate) fn table<R: Real>(affine: &Affine, level: Level) -> Vec<R> {
     sweep::finished(level, Given, affine.mean(), [affine.scale(), affine.bias()])
 }
 
+/// The [`table`] of [`Affine::from_running`], without the nouns in between. All vectors have the same
+/// channels.
+#[cfg(feature = "python")]
+pub(crate) fn running_table<R: Real, V: Element>(
+    level: Level,
+    [running_mean, running_var]: [&[V]; 2],
+    [weight, bias]: [Option<&[V]>; 2],
+    eps: f64,
+) -> Vec<R> {
+    let finish = Infer { weight, bias, eps };
+    sweep::finished(level, finish, running_mean, [running_var, running_var])
+}
+
 /// From a transformation to its coefficients.
 #[derive(Clone, Copy)]
 struct Given;
@@ -268,14 +257,14 @@ impl<R: Real> Finish<R, 4> for Given {
 /// From running statistics to the coefficients of the normalisation.
 #[cfg(feature = "python")]
 #[derive(Clone, Copy)]
-struct Infer<'a> {
-    weight: Option<&'a [f64]>,
-    bias: Option<&'a [f64]>,
+struct Infer<'a, V> {
+    weight: Option<&'a [V]>,
+    bias: Option<&'a [V]>,
     eps: f64,
 }
 
 #[cfg(feature = "python")]
-impl<R: Real> Finish<R, 4> for Infer<'_> {
+impl<R: Real, V: Element> Finish<R, 4> for Infer<'_, V> {
     #[inline(always)]
     fn coefficients(
         self,
@@ -291,7 +280,11 @@ impl<R: Real> Finish<R, 4> for Infer<'_> {
 
 /// Weight and bias of [`GROUP`] channels from `channel` on.
 #[inline(always)]
-fn parameters(channel: usize, weight: Option<&[f64]>, bias: Option<&[f64]>) -> [[f64; GROUP]; 2] {
+fn parameters<V: Element>(
+    channel: usize,
+    weight: Option<&[V]>,
+    bias: Option<&[V]>,
+) -> [[f64; GROUP]; 2] {
     [
         weight.map_or([1.0; GROUP], |weight| group(weight, channel)),
         bias.map_or([0.0; GROUP], |bias| group(bias, channel)),

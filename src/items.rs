@@ -5,11 +5,12 @@
 //! are not channels are dealt with here: what kernels want for each column is spread out before,
 //! what they made for each column is gathered after.
 
+use crate::element::Element;
 use crate::kernels::GROUP;
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, ColumnCenters, ColumnSums, Lanes, Sheet, TILE, Terms};
 use crate::mask::{All, Counted, Mask, RowBits, Rows};
-use crate::schedule::{Arrangement, BLOCK, Chunk, Plan};
+use crate::schedule::{Arrangement, BLOCK, Chunk, Plan, divided};
 use crate::simd::{Kernel, LANES, Simd, fold};
 use crate::view::View;
 use std::ops::Range;
@@ -51,40 +52,56 @@ pub(crate) trait Finish<R, const N: usize>: Copy + Sync {
 
 /// [`GROUP`] values from `values[start..]`, and 1 for those that are not there.
 #[inline(always)]
-pub(crate) fn group(values: &[f64], start: usize) -> [f64; GROUP] {
-    let rest = &values[start..];
-    // A whole group is a copy of known length.
-    if let Some(group) = rest.first_chunk() {
-        return *group;
+pub(crate) fn group<V: Element>(values: &[V], start: usize) -> [f64; GROUP] {
+    let Some(values) = values.get(start..start + GROUP) else {
+        return last_group(&values[start..]);
+    };
+    let mut group = [0.0; GROUP];
+    for i in 0..GROUP {
+        group[i] = values[i].widen();
     }
+    group
+}
+
+/// A function of its own, so that whole groups stay in registers.
+#[cold]
+#[inline(never)]
+fn last_group<V: Element>(rest: &[V]) -> [f64; GROUP] {
     let mut group = [1.0; GROUP];
-    group[..rest.len()].copy_from_slice(rest);
+    group.iter_mut().zip(rest).for_each(|(value, given)| *value = given.widen());
     group
 }
 
 /// Makes the coefficients of some channels. Safe to run.
-pub(crate) struct FinishItem<'a, F, R, const N: usize> {
+pub(crate) struct FinishItem<'a, V, F, R, const N: usize> {
     pub(crate) finish: F,
     pub(crate) first_channel: usize,
-    pub(crate) centers: &'a [f64],
-    pub(crate) sums: [&'a [f64]; 2],
+    pub(crate) centers: &'a [V],
+    pub(crate) sums: [&'a [V]; 2],
     pub(crate) into: [&'a mut [R]; N],
 }
 
-impl<F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, F, R, N> {
+impl<V: Element, F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, V, F, R, N> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self, _: S) {
+        let channels = self.centers.len();
+        // Said once, so that it need not be asked for each group.
+        assert!(self.sums.iter().all(|sums| sums.len() == channels), "sums of each channel");
+        assert!(
+            self.into.iter().all(|into| into.len() == channels),
+            "coefficients of each channel"
+        );
         // Whole groups apart, whose lengths are known: each is written by a store, not by a call.
-        let whole = self.centers.len() / GROUP * GROUP;
+        let whole = channels / GROUP * GROUP;
         for start in (0..whole).step_by(GROUP) {
             let coefficients = self.of_group(start);
             for (into, values) in self.into.iter_mut().zip(&coefficients) {
                 into[start..start + GROUP].copy_from_slice(values);
             }
         }
-        if whole < self.centers.len() {
+        if whole < channels {
             let coefficients = self.of_group(whole);
             for (into, values) in self.into.iter_mut().zip(&coefficients) {
                 let rest = &mut into[whole..];
@@ -94,11 +111,12 @@ impl<F: Finish<R, N>, R: Copy, const N: usize> Kernel for FinishItem<'_, F, R, N
     }
 }
 
-impl<F: Finish<R, N>, R: Copy, const N: usize> FinishItem<'_, F, R, N> {
+impl<V: Element, F: Finish<R, N>, R: Copy, const N: usize> FinishItem<'_, V, F, R, N> {
     /// The coefficients of the [`GROUP`] channels from the item's channel `start` on.
     #[inline(always)]
     fn of_group(&self, start: usize) -> [[R; GROUP]; N] {
-        let sums = self.sums.map(|values| group(values, start));
+        let [first, second] = self.sums;
+        let sums = [group(first, start), group(second, start)];
         self.finish.coefficients(self.first_channel + start, group(self.centers, start), sums)
     }
 }
@@ -138,10 +156,9 @@ impl Columns {
     /// The full rows of a block in a chunk, and the row of fewer samples that may follow.
     fn parts(&self, plan: &Plan, first_channel: usize, outer: Range<usize>) -> [Part; 2] {
         let stride = plan.partition.view.offset(self.samples, 0, 0);
-        let rows = outer.len() / self.samples;
-        let rest = outer.len() % self.samples;
+        let (rows, rest) = divided(outer.len(), self.samples);
         let at = |outer| plan.partition.view.offset(outer, first_channel, 0);
-        let cols = self.len() / self.samples * rest;
+        let cols = self.channels * self.inner * rest;
         [
             Part {
                 sheet: Sheet { at: at(outer.start), stride, rows, cols: self.len() },

@@ -113,7 +113,7 @@ pub(crate) struct Partition {
 
 impl Partition {
     fn new(view: View, arrangement: Arrangement, outer: usize, inner: usize) -> Partition {
-        let chunks = view.outer.div_ceil(outer) * view.inner.div_ceil(inner);
+        let chunks = pieces(view.outer, outer) * pieces(view.inner, inner);
         Partition { view, arrangement, outer, inner, chunks }
     }
 
@@ -138,8 +138,8 @@ impl Partition {
 
     /// Chunk `i`.
     pub(crate) fn chunk(&self, i: usize) -> Chunk {
-        let per_run = self.view.inner.div_ceil(self.inner);
-        let (outer, inner) = (i / per_run * self.outer, i % per_run * self.inner);
+        let (row, part) = divided(i, pieces(self.view.inner, self.inner));
+        let (outer, inner) = (row * self.outer, part * self.inner);
         Chunk {
             outer: outer..(outer + self.outer).min(self.view.outer),
             inner: inner..(inner + self.inner).min(self.view.inner),
@@ -279,7 +279,7 @@ impl Plan {
 
     /// Blocks of channels.
     pub(crate) fn blocks(&self) -> usize {
-        self.partition.view.channels.div_ceil(self.block)
+        pieces(self.partition.view.channels, self.block)
     }
 
     /// Blocks in chunks.
@@ -287,9 +287,30 @@ impl Plan {
         self.blocks() * self.partition.chunks
     }
 
+    /// The chunk and the block of item `i`.
+    pub(crate) fn item(&self, i: usize) -> (usize, usize) {
+        divided(i, self.blocks())
+    }
+
     /// The channels of block `i`.
     pub(crate) fn channels(&self, i: usize) -> Range<usize> {
         i * self.block..((i + 1) * self.block).min(self.partition.view.channels)
+    }
+}
+
+/// How many pieces of `size` make up `len`. Small calls are one piece, and divisions take a while.
+#[inline]
+fn pieces(len: usize, size: usize) -> usize {
+    if len <= size { usize::from(len > 0) } else { len.div_ceil(size) }
+}
+
+/// Quotient and remainder, without a division where the one or the other is plain to see.
+#[inline]
+pub(crate) fn divided(number: usize, by: usize) -> (usize, usize) {
+    match (number, by) {
+        (0, _) => (0, 0),
+        (_, 1) => (number, 0),
+        _ => (number / by, number % by),
     }
 }
 
@@ -367,6 +388,9 @@ mod tests {
             prop_assert_eq!(met, view.count());
             let channels: Vec<usize> = (0..plan.blocks()).flat_map(|i| plan.channels(i)).collect();
             prop_assert!(channels.iter().copied().eq(0..view.channels));
+            let pairs = (0..plan.partition.chunks)
+                .flat_map(|chunk| (0..plan.blocks()).map(move |block| (chunk, block)));
+            prop_assert!((0..plan.items()).map(|i| plan.item(i)).eq(pairs), "chunk by chunk");
         }
 
         #[test]

@@ -57,7 +57,8 @@ pub(crate) unsafe fn reduce<T: Terms>(
     unsafe {
         (0..plan.blocks()).for_each(|block| state.prepare(level, terms, block));
         pool::for_each(plan.workers, plan.items(), |i| {
-            state.reduce(level, terms, i % plan.blocks(), i / plan.blocks());
+            let (chunk, block) = plan.item(i);
+            state.reduce(level, terms, block, chunk);
         });
         (0..plan.blocks()).for_each(|block| state.total(level, terms, block));
     }
@@ -84,18 +85,20 @@ pub(crate) unsafe fn map<M: Map>(
     );
     let table = Table { first: table.as_ptr(), pitch: plan.partition.view.channels };
     pool::for_each(plan.workers, plan.items(), |i| {
+        let (chunk, block) = plan.item(i);
         // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs
         // and output.
-        unsafe { map_item(plan, level, mask, map, table, i % plan.blocks(), i / plan.blocks()) };
+        unsafe { map_item(plan, level, mask, map, table, block, chunk) };
     });
 }
 
-/// The coefficients that `finish` makes of the sums of all channels, as a table for [`map`].
-pub(crate) fn finished<R: Real, F: Finish<R, N>, const N: usize>(
+/// The coefficients that `finish` makes of the sums of all channels, or of what stands for them, as a
+/// table for [`map`].
+pub(crate) fn finished<V: Element, R: Real, F: Finish<R, N>, const N: usize>(
     level: Level,
     finish: F,
-    centers: &[f64],
-    sums: [&[f64]; 2],
+    centers: &[V],
+    sums: [&[V]; 2],
 ) -> Vec<R> {
     let mut table = filled(R::from_f64(0.0), N * centers.len());
     let mut rest = table.as_mut_slice();
@@ -170,14 +173,15 @@ where
             let (items, after) = (plan.items(), plan.after());
             (0..blocks).for_each(|block| state.prepare(level, terms, block));
             pool::for_each(plan.workers, items, |i| {
-                before(i % blocks, i / blocks);
-                state.reduce(level, terms, i % blocks, i / blocks);
+                let (chunk, block) = plan.item(i);
+                before(block, chunk);
+                state.reduce(level, terms, block, chunk);
             });
             (0..blocks).for_each(finish);
-            let (blocks, items) = (after.blocks(), after.items());
+            let items = after.items();
             pool::for_each(plan.workers, items, |i| {
-                let i = items - 1 - i;
-                map_item(&after, level, mask, map, table, i % blocks, i / blocks);
+                let (chunk, block) = after.item(items - 1 - i);
+                map_item(&after, level, mask, map, table, block, chunk);
             });
         }
     }

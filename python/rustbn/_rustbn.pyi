@@ -25,6 +25,8 @@ __all__ = [
     "empty_cache",
     "error_kinds",
     "get_num_threads",
+    "module_forward",
+    "module_inference",
     "moments",
     "part_backward",
     "part_forward",
@@ -177,6 +179,40 @@ def batch_norm_backward(
     out: NDArray[Any] | None = None,
     needs: Iterable[str] = ("x", "weight", "bias", "residual"),
 ) -> Gradients: ...
+def module_inference(
+    x: _Array,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    weight: _Array | None,
+    bias: _Array | None,
+    eps: _Float,
+    axis: int,
+    activation: _Activation | None,
+    residual: _Array | None,
+    mask: _Array | None,
+    lengths: _Array | None,
+    out: NDArray[Any] | None,
+    /,
+) -> NDArray[Any]: ...
+def module_forward(
+    x: _Array,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    weight: _Array | None,
+    bias: _Array | None,
+    momentum: _Float,
+    eps: _Float,
+    axis: int,
+    activation: _Activation | None,
+    residual: _Array | None,
+    mask: _Array | None,
+    lengths: _Array | None,
+    renorm: tuple[_Float, _Float] | None,
+    out: NDArray[Any] | None,
+    training: bool,
+    group_size: SupportsIndex | None,
+    /,
+) -> tuple[NDArray[Any], Context]: ...
 def part_forward(
     merge: Callable[[Moments], Moments],
     x: _Array,
@@ -186,7 +222,6 @@ def part_forward(
     bias: _Array | None,
     momentum: _Float,
     eps: _Float,
-    *,
     axis: int,
     activation: _Activation | None,
     residual: _Array | None,
@@ -194,6 +229,7 @@ def part_forward(
     lengths: _Array | None,
     renorm: tuple[_Float, _Float] | None,
     out: NDArray[Any] | None,
+    /,
 ) -> tuple[NDArray[Any], Context]: ...
 def part_backward(
     add: Callable[[GradSums], GradSums], dy: _Array, ctx: Context, *, out: NDArray[Any] | None

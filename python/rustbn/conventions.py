@@ -160,10 +160,10 @@ def named(convention: str) -> Convention:
     >>> conventions.named("keras").entries["running_var"]
     'moving_variance'
     """
-    if not isinstance(convention, str):
-        raise TypeError(f"convention must be a str, got {type(convention).__name__}")
-    found = CONVENTIONS.get(convention)
-    if found is None:
+    try:
+        return CONVENTIONS[convention]
+    except (KeyError, TypeError):
+        if not isinstance(convention, str):
+            raise TypeError(f"convention must be a str, got {type(convention).__name__}") from None
         names = ", ".join(map(repr, CONVENTIONS))
-        raise ValueError(f"convention must be one of {names}, got {convention!r}")
-    return found
+        raise ValueError(f"convention must be one of {names}, got {convention!r}") from None

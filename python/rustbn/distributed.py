@@ -23,15 +23,8 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rustbn._rustbn import part_backward, part_forward
-from rustbn.functional import (
-    Context,
-    Gradients,
-    GradSums,
-    Moments,
-    batch_norm_backward,
-    batch_norm_forward,
-)
+from rustbn._rustbn import module_forward, part_backward, part_forward
+from rustbn.functional import Context, Gradients, GradSums, Moments, batch_norm_backward
 from rustbn.modules import _EPS, _MOMENTUM, BatchNorm, _Activation, _Array, _FloatArray
 
 __all__ = ["SyncBatchNorm"]
@@ -222,16 +215,13 @@ convention, on_nonfinite, renorm
         with self._one_exchange():
             return super().backward(dy, out=out)
 
-    def _normalise(
-        self, x: _Array, *arguments: Any, group_size: int | None, **options: Any
-    ) -> tuple[_FloatArray, Context]:
+    def _normalise(self, x: _Array, *arguments: Any) -> tuple[_FloatArray, Context]:
         if self._link.alone:
-            return batch_norm_forward(x, *arguments, group_size=group_size, **options)
+            return module_forward(x, *arguments)
+        *of_part, _, group_size = arguments
         if group_size is not None:
             raise ValueError(f"group_size must be None in a SyncBatchNorm, got {group_size}")
-        mean, var, weight, bias, _, momentum, eps = arguments
-        merge = partial(self._merge, x)
-        return part_forward(merge, x, mean, var, weight, bias, momentum, eps, **options)
+        return part_forward(partial(self._merge, x), x, *of_part)
 
     def _differentiate(self, dy: _Array, context: Context, *, out: _FloatArray | None) -> Gradients:
         if self._link.alone or context.moments is None:

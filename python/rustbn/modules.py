@@ -1,9 +1,10 @@
 """Batch normalization as modules that own parameters, gradients and running statistics.
 
 A module is state around three functions of :mod:`rustbn.functional`: `batch_norm_forward` where
-gradients may follow, `batch_norm` where they cannot, `batch_norm_backward`. It does no arithmetic
-on activations. Every method lets the function raise first and changes the module afterwards, so
-an exception leaves the module as it was.
+gradients may follow, `batch_norm` where they cannot, `batch_norm_backward`. (The first two are
+called as `module_forward` and `module_inference`, which take arguments by position.) It does no
+arithmetic on activations. Every method lets the function raise first and changes the module
+afterwards, so an exception leaves the module as it was.
 """
 
 from __future__ import annotations
@@ -16,17 +17,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rustbn._arguments import as_array, as_integer
-from rustbn._rustbn import check_activation, check_renorm
+from rustbn._rustbn import check_activation, check_renorm, module_forward, module_inference
 from rustbn.conventions import Convention, named
-from rustbn.functional import (
-    Affine,
-    Context,
-    Gradients,
-    Moments,
-    batch_norm,
-    batch_norm_backward,
-    batch_norm_forward,
-)
+from rustbn.functional import Affine, Context, Gradients, Moments, batch_norm_backward
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "IncompatibleKeys"]
 
@@ -197,7 +190,7 @@ on_nonfinite, group_size, renorm
     _ranks: ClassVar[tuple[int, ...]] = ()
 
     # What normalises with the statistics of the batch, and what goes back through it.
-    _normalise: Callable[..., tuple[_FloatArray, Context]] = staticmethod(batch_norm_forward)
+    _normalise: Callable[..., tuple[_FloatArray, Context]] = staticmethod(module_forward)
     _differentiate: Callable[..., Gradients] = staticmethod(batch_norm_backward)
 
     # What backward needs of the latest forward. The class's value stands in for instances made by
@@ -347,36 +340,38 @@ on_nonfinite, group_size, renorm
         if running_mean is None and self.weight is None and self.bias is None:
             self._check_channels(x)  # the function has nothing to compare x with
         if self._frozen:
-            y, self._context = batch_norm_forward(
+            y, self._context = module_forward(
                 x,
                 running_mean,
                 running_var,
                 self.weight,
                 self.bias,
-                False,
-                eps=self.eps,
-                axis=self.axis,
-                activation=self.activation,
-                residual=residual,
-                mask=mask,
-                lengths=lengths,
-                out=out,
+                0.0,  # momentum: nothing moves
+                self.eps,
+                self.axis,
+                self.activation,
+                residual,
+                mask,
+                lengths,
+                None,  # renorm
+                out,
+                False,  # training
+                None,  # group_size
             )
             return y
-        y = batch_norm(
+        y = module_inference(
             x,
             running_mean,
             running_var,
             self.weight,
             self.bias,
-            running_mean is None and running_var is None,
-            eps=self.eps,
-            axis=self.axis,
-            activation=self.activation,
-            residual=residual,
-            mask=mask,
-            lengths=lengths,
-            out=out,
+            self.eps,
+            self.axis,
+            self.activation,
+            residual,
+            mask,
+            lengths,
+            out,
         )
         self._context = None
         return y
@@ -398,7 +393,7 @@ on_nonfinite, group_size, renorm
         # Statistics that are to be replaced are nothing to renormalise toward.
         renorm = self.renorm if population is None else None
         if moves:
-            convention = self._convention()
+            convention = named(self.convention)
             batches = (batches or 0) + 1
             if self.momentum is None:
                 momentum = 1.0 / batches
@@ -421,17 +416,17 @@ on_nonfinite, group_size, renorm
             running_var,
             self.weight,
             self.bias,
-            True,
             momentum,
             self.eps,
-            axis=self.axis,
-            activation=self.activation,
-            residual=residual,
-            mask=mask,
-            lengths=lengths,
-            group_size=self.group_size,
-            renorm=renorm,
-            out=out,
+            self.axis,
+            self.activation,
+            residual,
+            mask,
+            lengths,
+            renorm,
+            out,
+            True,  # training
+            self.group_size,
         )
         if before is not None and not self._settle(before, momentum, context):
             moves = False

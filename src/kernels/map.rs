@@ -17,6 +17,9 @@ const ROWS: usize = 4;
 /// Elements of a row that is narrow: so many rows are in the first-level cache, one after the other.
 const NARROW: usize = 128;
 
+/// Bytes of a sheet that is walked strip by strip: all of it stays in the first-level cache.
+const AT_HAND: usize = 8 << 10;
+
 /// The expression of an output.
 pub(crate) trait Map: Copy + Sync {
     /// What inputs and outputs are made of.
@@ -307,7 +310,7 @@ pub(crate) fn side_by_side(sheet: &Sheet) -> usize {
 /// Writes the outputs of a sheet through the cache, given which elements of each of its rows count.
 /// Parts of rows go in pairs that share a fetch of the coefficients; both are read before one is
 /// written, as a load waits for an earlier store whose address agrees in its low bits. Whole rows go
-/// one by one: then memory is met in its order.
+/// one by one: then memory is met in its order, unless all of it is at hand.
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them;
@@ -321,6 +324,10 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map, C: Counted>(
     table: TableOf<M>,
     ahead: usize,
 ) {
+    if sheet.rows >= ROWS && sheet.rows * sheet.stride * size_of::<M::Element>() <= AT_HAND {
+        // SAFETY: handed on to the caller.
+        return unsafe { strips(simd, map, sheet, counted, table) };
+    }
     let most = side_by_side(&sheet);
     let mut row = 0;
     while row < sheet.rows {
@@ -341,6 +348,55 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map, C: Counted>(
             }
         }
         row += rows;
+    }
+}
+
+/// A small [`sheet`]: down each strip of columns, whose coefficients stay in registers.
+///
+/// # Safety
+/// As [`sheet`].
+#[inline(always)]
+unsafe fn strips<S: Simd, M: Map, C: Counted>(
+    simd: S,
+    map: M,
+    sheet: Sheet,
+    counted: C,
+    table: TableOf<M>,
+) {
+    let whole = sheet.cols / LANES * LANES;
+    // SAFETY: handed on to the caller.
+    unsafe {
+        for col in (0..whole).step_by(LANES) {
+            strip(simd, map, sheet, [col, LANES], counted, table);
+        }
+        if whole < sheet.cols {
+            strip(simd, map, sheet, [whole, sheet.cols - whole], counted, table);
+        }
+    }
+}
+
+/// All rows of the `n` columns from `col` on.
+///
+/// # Safety
+/// As [`sheet`]; `n` is no more than `LANES`.
+#[inline(always)]
+unsafe fn strip<S: Simd, M: Map, C: Counted>(
+    simd: S,
+    map: M,
+    sheet: Sheet,
+    [col, n]: [usize; 2],
+    counted: C,
+    table: TableOf<M>,
+) {
+    // SAFETY: handed on to the caller.
+    unsafe {
+        let coefficients = M::coefficients(simd, table.from(col), Fetch::Columns(n));
+        let mut at = sheet.at + col;
+        for _ in 0..sheet.rows {
+            let value = value(simd, map, at, n, &coefficients, (counted, col));
+            M::Element::store(simd, map.output().add(at), n, value);
+            at += sheet.stride;
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use pyo3::PyTypeInfo;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
+use std::cell::OnceCell;
 use std::fmt::Write as _;
 use std::ops::Range;
 
@@ -493,8 +494,8 @@ pub(super) struct Vector<'py> {
     /// The array that was given.
     pub(super) array: Bound<'py, PyUntypedArray>,
     dtype: DType,
-    /// Its values at the time of the call.
-    pub(super) values: Vec<f64>,
+    /// Its values, once they were asked for.
+    values: OnceCell<Vec<f64>>,
 }
 
 impl<'py> Vector<'py> {
@@ -518,8 +519,7 @@ impl<'py> Vector<'py> {
                 );
             }
         }
-        let values = read(&array, dtype);
-        Ok(Vector { array, dtype, values })
+        Ok(Vector { array, dtype, values: OnceCell::new() })
     }
 
     /// The same of an argument that may be None.
@@ -531,6 +531,33 @@ impl<'py> Vector<'py> {
         any.map(|any| Vector::new(any, argument, Some(channels))).transpose()
     }
 
+    /// Its values when they were first asked for.
+    pub(super) fn values(&self) -> &[f64] {
+        self.values.get_or_init(|| read(&self.array, self.dtype))
+    }
+
+    /// The same, to keep.
+    pub(super) fn into_values(self) -> Vec<f64> {
+        self.values();
+        self.values.into_inner().expect("asked for above")
+    }
+
+    /// The same, to change.
+    pub(super) fn values_mut(&mut self) -> &mut [f64] {
+        self.values();
+        self.values.get_mut().expect("asked for above")
+    }
+
+    /// Its elements where they are, if they are native `f32` as in a slice.
+    pub(super) fn as_f32(&self) -> Option<&[f32]> {
+        let first = (self.dtype == DType::F32).then(|| Places::<f32>::of(&self.array))?;
+        // SAFETY: the elements of the array, which no Python code can free or write while the
+        // interpreter is held; of others what is said in `read` goes here as well.
+        first.consecutive().map(|first| unsafe {
+            std::slice::from_raw_parts(first.cast_const(), self.array.len())
+        })
+    }
+
     /// Refuses an array that cannot be updated in place: read-only, or made anew whenever it is
     /// asked for.
     pub(super) fn check_in_place(
@@ -540,7 +567,7 @@ impl<'py> Vector<'py> {
     ) -> PyResult<()> {
         if !any.is(&self.array)
             && data(&as_array(any, argument)?) != data(&self.array)
-            && !self.values.is_empty()
+            && !self.array.is_empty()
         {
             return Err(kind_error(argument, "an array that can be updated in place", any));
         }
@@ -569,7 +596,8 @@ impl<'py> Vector<'py> {
     pub(super) fn write(&self) {
         // The length is asked for again: while the interpreter was released somebody may have
         // resized the array by force.
-        let values = &self.values[..self.values.len().min(self.array.len())];
+        let values = self.values();
+        let values = &values[..values.len().min(self.array.len())];
         with_element!(self.dtype, E => {
             let places = Places::<E>::of(&self.array);
             // SAFETY: the elements of the array, which was checked to be writeable.

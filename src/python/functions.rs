@@ -2,6 +2,7 @@
 
 pub(super) mod ghost;
 pub(super) mod group;
+pub(super) mod module;
 
 use super::argument::{self, Bounds, check_eps, check_momentum};
 use super::array::{self, Input, Named, Output, Vector, with_element};
@@ -9,10 +10,12 @@ use super::context::{self, Context, Needs, Statistics};
 use super::mask;
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
+use crate::element::{Element, Real};
 use crate::epilogue::{Activation, RawEpilogue};
 use crate::error::Error;
 use crate::mask::{Batch, Mask};
 use crate::renorm::Renorm;
+use crate::simd::Level;
 use crate::{forward, moments as core};
 use pyo3::prelude::*;
 
@@ -43,8 +46,8 @@ struct Forward<'a, 'py> {
     x: Input<'py>,
     out: Output<'py>,
     running: Option<Running<'a, 'py>>,
-    weight: Option<Vec<f64>>,
-    bias: Option<Vec<f64>>,
+    weight: Option<Vector<'py>>,
+    bias: Option<Vector<'py>>,
     residual: Option<Input<'py>>,
     mask: Option<Mask>,
     /// The argument that says how many values count.
@@ -75,6 +78,13 @@ impl<'a, 'py> Arguments<'a, 'py> {
         };
         let weight = Vector::optional(self.weight, "weight", channels)?;
         let bias = Vector::optional(self.bias, "bias", channels)?;
+        if self.training || !self.in_place {
+            // Others may change them before all are used.
+            let running = running.iter().flat_map(|running| [&running.mean, &running.var]);
+            for vector in running.chain(&weight).chain(&bias) {
+                vector.values();
+            }
+        }
         let residual = self.residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
         let mask = mask::optional(self.mask, self.lengths, &x)?;
         let activation = argument::activation(self.activation)?;
@@ -102,8 +112,8 @@ impl<'a, 'py> Arguments<'a, 'py> {
         let out = Output::like(self.out, &x, &others)?;
         Ok(Forward {
             running,
-            weight: weight.map(|vector| vector.values),
-            bias: bias.map(|vector| vector.values),
+            weight,
+            bias,
             residual,
             mask,
             counted_by: match (self.mask, self.lengths) {
@@ -120,9 +130,45 @@ impl<'a, 'py> Arguments<'a, 'py> {
             out,
         })
     }
+
+    /// What [`batch_norm`] returns.
+    fn output(&self, group_size: Option<usize>) -> PyResult<Bound<'py, PyAny>> {
+        let mut forward = self.check()?;
+        if let Some(size) = forward.group_size(group_size) {
+            return Ok(ghost::forward(self, forward, size)?.0);
+        }
+        if forward.training {
+            let moments = forward.train()?;
+            return forward.finish(Some(&moments));
+        }
+        forward.infer()?;
+        forward.finish(None)
+    }
+
+    /// What [`batch_norm_forward`] returns.
+    fn forward(&self, group_size: Option<usize>) -> PyResult<(Bound<'py, PyAny>, Context)> {
+        let mut forward = self.check()?;
+        if let Some(size) = forward.group_size(group_size) {
+            return ghost::forward(self, forward, size);
+        }
+        let statistics = if forward.training {
+            Statistics::Batch(forward.train()?)
+        } else {
+            forward.infer()?;
+            let running = forward.running.as_ref().expect("checked in evaluation");
+            let (mean, var) = (running.mean.values().to_vec(), running.var.values().to_vec());
+            Statistics::Running(core::Moments::new(1, mean, var)?)
+        };
+        forward.finish_with_context(statistics)
+    }
 }
 
 impl<'py> Forward<'_, 'py> {
+    /// The values of weight and bias.
+    fn parameters(&self) -> [Option<&[f64]>; 2] {
+        [&self.weight, &self.bias].map(|vector| vector.as_ref().map(Vector::values))
+    }
+
     /// What comes after the normalisation.
     fn epilogue<E>(&self) -> RawEpilogue<E> {
         epilogue(self.residual.as_ref(), self.activation)
@@ -132,22 +178,35 @@ impl<'py> Forward<'_, 'py> {
     fn infer(&self) -> PyResult<()> {
         let (py, bytes) = (self.x.given.py(), self.x.bytes());
         let execution = execution(py, bytes)?;
-        let (view, eps) = (self.x.view, self.eps);
-        let running = self.running.as_ref().expect("checked in evaluation");
-        let (mean, var) = (running.mean.values.as_slice(), running.var.values.as_slice());
-        let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        let view = self.x.view;
         with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
             let epilogue = self.epilogue::<E>();
+            let table = self.table::<<E as Element>::Real>(execution.level);
             // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
-            // the vectors have the channels of `view`.
+            // the table has the channels of `view`.
             released(py, bytes, move || unsafe {
-                let (x, y) = (x.get(), y.get());
-                forward::infer_raw(view, x, mean, var, weight, bias, eps, epilogue, y, execution);
+                forward::apply_table_raw(view, x.get(), &table, epilogue, y.get(), execution);
             });
         });
         Ok(())
+    }
+
+    /// The coefficients of the normalisation with the running statistics. Vectors of float32, the usual
+    /// ones, are read where they are.
+    fn table<R: Real>(&self, level: Level) -> Vec<R> {
+        let Running { mean, var, .. } = self.running.as_ref().expect("checked in evaluation");
+        let f32s = [Some(mean), Some(var), self.weight.as_ref(), self.bias.as_ref()]
+            .map(|vector| vector.and_then(Vector::as_f32));
+        if let [Some(mean), Some(var), weight, bias] = f32s
+            && weight.is_some() == self.weight.is_some()
+            && bias.is_some() == self.bias.is_some()
+        {
+            return forward::running_table(level, [mean, var], [weight, bias], self.eps);
+        }
+        let statistics = [mean.values(), var.values()];
+        forward::running_table(level, statistics, self.parameters(), self.eps)
     }
 
     /// Normalises with the statistics of the batch.
@@ -156,8 +215,7 @@ impl<'py> Forward<'_, 'py> {
         let (py, bytes) = (self.x.given.py(), self.x.bytes());
         let execution = execution(py, bytes)?;
         let (batch, eps) = (self.batch(), self.eps);
-        let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
-        let renorm = self.renorm();
+        let ([weight, bias], renorm) = (self.parameters(), self.renorm());
         Ok(with_element!(self.x.dtype, E => {
             let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
             let epilogue = self.epilogue::<E>();
@@ -184,7 +242,7 @@ impl<'py> Forward<'_, 'py> {
     /// Where to renormalise toward, and how far.
     fn renorm(&self) -> Option<Renorm<'_>> {
         let (Bounds { r_max, d_max }, running) = (self.renorm?, self.running.as_ref()?);
-        let (mean, var) = (&running.mean.values, &running.var.values);
+        let (mean, var) = (running.mean.values(), running.var.values());
         Some(Renorm::new(mean, var, r_max, d_max).expect("vectors and bounds were checked"))
     }
 
@@ -218,8 +276,8 @@ impl<'py> Forward<'_, 'py> {
             axis: self.x.axis,
             eps: self.eps,
             statistics,
-            weight: self.weight.take(),
-            bias: self.bias.take(),
+            weight: self.weight.take().map(Vector::into_values),
+            bias: self.bias.take().map(Vector::into_values),
             residual: match &self.residual {
                 Some(residual) => Some(array::view(&residual.given)?.unbind()),
                 None => None,
@@ -363,16 +421,7 @@ pub(super) fn batch_norm<'py>(
         out,
         in_place: true,
     };
-    let mut forward = arguments.check()?;
-    if let Some(size) = forward.group_size(group_size) {
-        return Ok(ghost::forward(&arguments, forward, size)?.0);
-    }
-    if forward.training {
-        let moments = forward.train()?;
-        return forward.finish(Some(&moments));
-    }
-    forward.infer()?;
-    forward.finish(None)
+    arguments.output(group_size)
 }
 
 /// Batch normalization, and what its backward needs.
@@ -439,19 +488,7 @@ pub(super) fn batch_norm_forward<'py>(
         out,
         in_place: false,
     };
-    let mut forward = arguments.check()?;
-    if let Some(size) = forward.group_size(group_size) {
-        return ghost::forward(&arguments, forward, size);
-    }
-    let statistics = if training {
-        Statistics::Batch(forward.train()?)
-    } else {
-        forward.infer()?;
-        let running = forward.running.as_ref().expect("checked in evaluation");
-        let (mean, var) = (running.mean.values.clone(), running.var.values.clone());
-        Statistics::Running(core::Moments::new(1, mean, var)?)
-    };
-    forward.finish_with_context(statistics)
+    arguments.forward(group_size)
 }
 
 /// Gradients of a batch normalization.
@@ -665,7 +702,7 @@ pub(super) fn backward_apply<'py>(
         weight.as_ref().map(|weight| Named::apart("weight", &weight.array)),
     ];
     let out = Output::like(out, &x, &others)?;
-    let weight = weight.as_ref().map(|vector| vector.values.as_slice());
+    let weight = weight.as_ref().map(Vector::values);
     context::apply(py, &dy, &x, mask.as_ref(), moments, grad_sums, weight, eps, &out)?;
     out.finish()
 }

@@ -25,6 +25,8 @@ mod _rustbn {
     #[pymodule_export]
     use super::functions::group::{part_backward, part_forward};
     #[pymodule_export]
+    use super::functions::module::{module_forward, module_inference};
+    #[pymodule_export]
     use super::functions::{
         backward_apply, backward_reduce, batch_norm, batch_norm_backward, batch_norm_forward,
         check_activation, check_renorm, moments,

@@ -52,8 +52,8 @@ impl Moments {
         mean: &Bound<'_, PyAny>,
         m2: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let mean = Vector::new(mean, "mean", None)?.values;
-        let m2 = Vector::new(m2, "m2", Some(mean.len()))?.values;
+        let mean = Vector::new(mean, "mean", None)?.into_values();
+        let m2 = Vector::new(m2, "m2", Some(mean.len()))?.into_values();
         Ok(Moments(moments::Moments::new(count, mean, m2)?))
     }
 
@@ -232,7 +232,7 @@ impl<'a, 'py> Running<'a, 'py> {
 
     /// Moves the statistics towards those of a batch.
     pub(super) fn update(&mut self, batch: &moments::Moments, momentum: f64) -> PyResult<()> {
-        batch.update_running(&mut self.mean.values, &mut self.var.values, momentum)?;
+        batch.update_running(self.mean.values_mut(), self.var.values_mut(), momentum)?;
         if batch.count() > 0 {
             self.mean.write();
             self.var.write();
@@ -262,8 +262,8 @@ pub(super) struct GradSums(pub(super) grad_sums::GradSums);
 impl GradSums {
     #[new]
     fn new(sum_dy: &Bound<'_, PyAny>, sum_dy_xmu: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let sum_dy = Vector::new(sum_dy, "sum_dy", None)?.values;
-        let sum_dy_xmu = Vector::new(sum_dy_xmu, "sum_dy_xmu", Some(sum_dy.len()))?.values;
+        let sum_dy = Vector::new(sum_dy, "sum_dy", None)?.into_values();
+        let sum_dy_xmu = Vector::new(sum_dy_xmu, "sum_dy_xmu", Some(sum_dy.len()))?.into_values();
         Ok(GradSums(grad_sums::GradSums::new(sum_dy, sum_dy_xmu)?))
     }
 
@@ -372,9 +372,9 @@ impl Affine {
         scale: &Bound<'_, PyAny>,
         bias: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let mean = Vector::new(mean, "mean", None)?.values;
-        let scale = Vector::new(scale, "scale", Some(mean.len()))?.values;
-        let bias = Vector::new(bias, "bias", Some(mean.len()))?.values;
+        let mean = Vector::new(mean, "mean", None)?.into_values();
+        let scale = Vector::new(scale, "scale", Some(mean.len()))?.into_values();
+        let bias = Vector::new(bias, "bias", Some(mean.len()))?.into_values();
         Ok(affine::Affine::new(mean, scale, bias)?.into())
     }
 
@@ -407,8 +407,8 @@ impl Affine {
     ) -> PyResult<Affine> {
         let moments = &moments.get().0;
         let channels = moments.mean().len();
-        let weight = Vector::optional(weight, "weight", channels)?.map(|v| v.values);
-        let bias = Vector::optional(bias, "bias", channels)?.map(|v| v.values);
+        let weight = Vector::optional(weight, "weight", channels)?.map(Vector::into_values);
+        let bias = Vector::optional(bias, "bias", channels)?.map(Vector::into_values);
         check_eps(eps, false)?;
         let (weight, bias) = (weight.as_deref(), bias.as_deref());
         Ok(affine::Affine::from_moments(moments, weight, bias, eps)?.into())
@@ -443,10 +443,10 @@ impl Affine {
         bias: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = argument::eps)] eps: f64,
     ) -> PyResult<Affine> {
-        let mean = Vector::new(running_mean, "running_mean", None)?.values;
-        let var = Vector::new(running_var, "running_var", Some(mean.len()))?.values;
-        let weight = Vector::optional(weight, "weight", mean.len())?.map(|v| v.values);
-        let bias = Vector::optional(bias, "bias", mean.len())?.map(|v| v.values);
+        let mean = Vector::new(running_mean, "running_mean", None)?.into_values();
+        let var = Vector::new(running_var, "running_var", Some(mean.len()))?.into_values();
+        let weight = Vector::optional(weight, "weight", mean.len())?.map(Vector::into_values);
+        let bias = Vector::optional(bias, "bias", mean.len())?.map(Vector::into_values);
         check_eps(eps, false)?;
         let (weight, bias) = (weight.as_deref(), bias.as_deref());
         Ok(affine::Affine::from_running(&mean, &var, weight, bias, eps)?.into())

@@ -47,8 +47,8 @@ impl super::Forward<'_, '_> {
 /// ctx : Context
 ///     For `part_backward`.
 #[pyfunction]
-#[pyo3(signature = (merge, x, running_mean, running_var, weight, bias, momentum, eps, *, axis,
-                    activation, residual, mask, lengths, renorm, out))]
+#[pyo3(signature = (merge, x, running_mean, running_var, weight, bias, momentum, eps, axis,
+                    activation, residual, mask, lengths, renorm, out, /))]
 #[allow(clippy::too_many_arguments)]
 pub(in crate::python) fn part_forward<'py>(
     merge: &Bound<'py, PyAny>,
@@ -89,7 +89,7 @@ pub(in crate::python) fn part_forward<'py>(
     let whole = merge.call1((nouns::Moments(forward.measure()?),))?;
     let moments = nouns::moments_argument(&whole)?.get().0.clone();
     forward.x.view.check_vector("moments", moments.mean())?;
-    let (weight, bias) = (forward.weight.as_deref(), forward.bias.as_deref());
+    let [weight, bias] = forward.parameters();
     let affine = match forward.renorm() {
         None => Affine::from_moments(&moments, weight, bias, eps)?,
         Some(renorm) => {
