@@ -170,9 +170,9 @@ def flat(array: Array) -> Array:
     """Return the dense memory of an (N, C, ...) array of either layout as one axis, as a view."""
     if not array.flags.c_contiguous:
         array = np.moveaxis(array, 1, -1)
-    result = array.view()
-    result.shape = (array.size,)  # raises where reshape would copy
-    return result
+    if not array.flags.c_contiguous:  # reshape would copy
+        raise ValueError("array must be dense, channels first or last")
+    return array.reshape(-1)
 
 
 def along_channels(values: Array, ndim: int) -> Array:
