@@ -116,7 +116,7 @@ def test_command_prints_tables_and_writes_figures_and_report(
     out = tmp_path / "new" / "folder"
     assert cli.main(["made-up", "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "at most 4 minutes on two cores" in printed.out
+    assert "about 4 minutes on two cores" in printed.out
     assert "Made up: mixed" in printed.out
     assert "What is claimed." in printed.out
     assert re.search(r"made up 0 < 9 .*1 & 2 .*yes", printed.out)

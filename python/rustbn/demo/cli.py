@@ -11,8 +11,8 @@ from rustbn.demo.catalogue import EXPERIMENTS, Experiment
 from rustbn.demo.requirements import PACKAGES, MissingPackageError, require
 from rustbn.demo.results import Result
 
-LIMIT = "at most 4 minutes on two cores"
-QUICK_LIMIT = "at most 40 seconds"
+LIMIT = "about 4 minutes on two cores"
+QUICK_LIMIT = "about 40 seconds"
 
 
 def main(argv: list[str]) -> int:
