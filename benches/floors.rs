@@ -8,6 +8,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+mod common;
+
+use common::activations;
 use rustbn::{Caches, Epilogue, Error, Execution, View, batch_norm, batch_norm_backward, moments};
 
 /// Layers of ResNet-50: channels and elements of a plane.
@@ -86,22 +89,12 @@ fn ratios(view: View, l2: usize, execution: Execution) -> Result<[f64; 4], Error
     Ok([bare / copy, forward / copy, bare_backward / addition, backward / addition])
 }
 
-/// Numbers that are spread like activations and cost nothing to make.
-fn activations(len: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state as f32 / u32::MAX as f32 * 4.0 - 1.9
-    };
-    std::iter::repeat_with(next).take(len).collect()
-}
-
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times[times.len() / 2].as_secs_f64()
 }
 
-/// Both sweeps over two inputs, which may be the same one: they are read, and what they have in common is written.
+/// Both sweeps over two inputs, which may be the same one: they are read, and then their sum, or the one, is written.
 fn bare(view: View, l2: usize, inputs: [&[f32]; 2], out: &mut [f32]) {
     let arrays = if std::ptr::eq(inputs[0], inputs[1]) { 1 } else { 2 };
     let channel = view.outer * view.inner * size_of::<f32>() * arrays;

@@ -4,8 +4,11 @@
 //! `moments`, `apply` and `batch_norm` cannot beat by much) and `add` (likewise for the backward verbs). Thread count and
 //! instruction set are those of the process: `RUSTBN_NUM_THREADS=1 RUSTBN_SIMD=avx2 cargo bench -- batch_norm`.
 
+mod common;
+
 use std::hint::black_box;
 
+use common::activations;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group};
 use rustbn::{
@@ -25,16 +28,6 @@ const SHAPES: [(&str, View); 6] = [
     ("nhwc 16x512x7x7", View { outer: 16 * 7 * 7, channels: 512, inner: 1 }),
     ("nc 1024x1024", View { outer: 1024, channels: 1024, inner: 1 }),
 ];
-
-/// Numbers that are spread like activations and cost nothing to make.
-fn activations(len: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state as f32 / u32::MAX as f32 * 4.0 - 1.0
-    };
-    std::iter::repeat_with(next).take(len).collect()
-}
 
 /// Benches `body` as `name` on `shape`, which moves `arrays` arrays of the view.
 fn bench(

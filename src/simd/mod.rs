@@ -207,6 +207,19 @@ pub trait Kernel {
     unsafe fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
+/// Whether the processor says that AMD made it.
+#[allow(unused_unsafe)] // newer compilers know that the instruction is there
+pub(crate) fn made_by_amd() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: every 64-bit x86 processor has this instruction.
+        let maker = unsafe { core::arch::x86_64::__cpuid(0) };
+        [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Sums the lanes: lane `i` with `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
 #[inline(always)]
 pub(crate) fn fold(mut lanes: [f64; LANES]) -> f64 {
