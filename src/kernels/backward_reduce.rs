@@ -7,9 +7,10 @@ use crate::simd::{Simd, Vector};
 use crate::view::View;
 use std::ops::Range;
 
-/// Variances that the square of a mean near zero is: `dy · x` is then not much larger than `dy · (x -
-/// mean)`, and its sum loses little more.
-const NEAR: f64 = 1.0;
+/// Variances that the square of a mean near zero is at most, which makes two standard deviations: `dy · x` is
+/// then about three times as large as `dy · (x - mean)`, and its sum loses no more than the rounding of a mean
+/// twice as far away costs. (Sums of squares lose more; see [`crate::moments`].)
+const NEAR: f64 = 4.0;
 
 /// The terms of gradient sums.
 #[derive(Clone, Copy)]
