@@ -17,6 +17,10 @@ const ROWS: usize = 4;
 /// Elements of a row that is narrow: so many rows are in the first-level cache, one after the other.
 const NARROW: usize = 128;
 
+/// Bytes ahead of which the end of a streamed run is asked for, at least: a line takes as long to come as so
+/// many take to be written.
+const END_AHEAD: usize = 1 << 10;
+
 /// Bytes of a sheet that is walked strip by strip: all of it stays in the first-level cache.
 const AT_HAND: usize = 8 << 10;
 
@@ -195,6 +199,9 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
         let coefficients = M::coefficients(simd, table, Fetch::Run);
         let output = map.output().add(at);
         let lines = lines(output, len, stores);
+        if stores == Stores::Streamed {
+            ask_for_end(simd, output, len);
+        }
         let mut i = 0;
         while i < lines.start {
             let n = LANES.min(lines.start - i);
@@ -268,6 +275,23 @@ unsafe fn vector_of_run<S: Simd, M: Map, C: Counted, const STREAMED: bool>(
             map.prefetch(simd, at + i + ahead);
         }
     }
+}
+
+/// Asks for the line at the end of a run that follows soon on this one of `len` elements, unless runs are whole
+/// lines. The other part of the line belongs to another run, so both are written through the cache, and while a
+/// store waits for its line to be read all behind it wait. Forward over 1024 planes of 14 x 14 took 1.5 of a copy without
+/// and 1.2 with; over planes of 28 x 28 in memory that begins within a line 1.05 and 0.85.
+#[inline(always)]
+fn ask_for_end<S: Simd, E>(simd: S, output: *mut E, len: usize) {
+    let bytes = len * size_of::<E>();
+    if (output.addr() | bytes).is_multiple_of(STREAM_ALIGNMENT) {
+        return;
+    }
+    let mut ahead = 2 * bytes;
+    while ahead < END_AHEAD {
+        ahead *= 2;
+    }
+    simd.prefetch(output.wrapping_byte_add(ahead));
 }
 
 /// The elements of a run that are streamed: whole vectors and whole lines. A line of which one part is
