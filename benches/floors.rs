@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 mod common;
 
-use common::activations;
+use common::{activations, outputs};
 use rustbn::{Caches, Epilogue, Error, Execution, View, batch_norm, batch_norm_backward, moments};
 
 /// Layers of ResNet-50: channels and elements of a plane.
@@ -58,7 +58,7 @@ fn main() -> Result<(), Error> {
 /// Bare sweeps and verb over a copy, forward, and over an addition, backward.
 fn ratios(view: View, l2: usize, execution: Execution) -> Result<[f64; 4], Error> {
     let (x, dy) = (activations(view.len(), 1), activations(view.len(), 2));
-    let mut out = vec![0.0_f32; view.len()];
+    let mut out = outputs(view.len());
     let ones = vec![1.0; view.channels];
     let weight = Some(&ones[..]);
     let statistics = moments(view, &x, execution)?;

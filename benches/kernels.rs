@@ -8,7 +8,7 @@ mod common;
 
 use std::hint::black_box;
 
-use common::activations;
+use common::{activations, outputs};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group};
 use rustbn::{
@@ -52,7 +52,7 @@ fn forward(criterion: &mut Criterion) {
     let execution = expect(Execution::current());
     for (shape, view) in SHAPES {
         let x = activations(view.len(), 1);
-        let mut y = vec![0.0_f32; view.len()];
+        let mut y = outputs(view.len());
         let ones = vec![1.0; view.channels];
         let statistics = expect(moments(view, &x, execution));
         let affine = expect(Affine::from_moments(&statistics, Some(&ones), None, EPS));
@@ -84,7 +84,7 @@ fn backward(criterion: &mut Criterion) {
     let execution = expect(Execution::current());
     for (shape, view) in SHAPES {
         let (x, dy) = (activations(view.len(), 1), activations(view.len(), 2));
-        let mut dx = vec![0.0_f32; view.len()];
+        let mut dx = outputs(view.len());
         let ones = vec![1.0; view.channels];
         let weight = Some(&ones[..]);
         let statistics = expect(moments(view, &x, execution));
