@@ -8,7 +8,7 @@ use crate::view::View;
 use std::ops::Range;
 
 /// Variances that the square of a mean near zero is at most, which makes two standard deviations: `dy · x` is
-/// then about three times as large as `dy · (x - mean)`, and its sum loses no more than the rounding of a mean
+/// then about three times as large as `dy · (x - mean)`, and its sum loses about as much as the rounding of a mean
 /// twice as far away costs. (Sums of squares lose more; see [`crate::moments`].)
 const NEAR: f64 = 4.0;
 
