@@ -337,7 +337,7 @@ impl<M: Map> Kernel for MapItem<'_, M> {
                 return self.runs(simd);
             }
             let mask = self.mask.filter(|_| M::MASKED);
-            match (self.plan.partition.arrangement, mask) {
+            match (self.plan.map_arrangement(), mask) {
                 (Arrangement::Planes, None) => self.planes(simd, |_, _| All),
                 (Arrangement::Planes, Some(mask)) => {
                     self.planes(simd, |outer, start| mask.run(outer, start))

@@ -198,6 +198,9 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
     unsafe {
         let coefficients = M::coefficients(simd, table, Fetch::Run);
         let output = map.output().add(at);
+        if stores == Stores::Ordinary && len > LANES {
+            return through::<S, M, C>(simd, map, at, len, counted, &coefficients, ahead);
+        }
         let lines = lines(output, len, stores);
         if stores == Stores::Streamed {
             ask_for_end(simd, output, len);
@@ -217,6 +220,33 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
             let value = value(simd, map, at + end, len - end, &coefficients, (counted, end));
             M::Element::store(simd, output.add(end), len - end, value);
         }
+    }
+}
+
+/// [`run`] of more than a vector through the cache. The last vector begins where it is whole: its first elements
+/// are written twice, which takes a fraction of a part of a vector's time.
+///
+/// # Safety
+/// As [`run`], of `len > LANES` elements.
+#[inline(always)]
+unsafe fn through<S: Simd, M: Map, C: Counted>(
+    simd: S,
+    map: M,
+    at: usize,
+    len: usize,
+    counted: C,
+    coefficients: &M::Coefficients<S>,
+    ahead: usize,
+) {
+    let [before, last] = [(len - 1) / LANES * LANES - LANES, len - LANES];
+    // SAFETY: handed on to the caller. Where the output is an input, the last two vectors are both read before one
+    // of them is written.
+    unsafe {
+        vectors_of_run::<S, M, C, false>(simd, map, at, 0..before, counted, coefficients, ahead);
+        let one = value(simd, map, at + before, LANES, coefficients, (counted, before));
+        let other = value(simd, map, at + last, LANES, coefficients, (counted, last));
+        M::Element::store(simd, map.output().add(at + before), LANES, one);
+        M::Element::store(simd, map.output().add(at + last), LANES, other);
     }
 }
 
