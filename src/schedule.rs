@@ -464,6 +464,31 @@ mod tests {
     }
 
     #[test]
+    fn strips_of_sheets_are_whole_vectors() {
+        let block = |[outer, channels, inner]: [usize; 3], inputs| {
+            let view = View { outer, channels, inner };
+            Plan::new(view, 4, inputs, on(1, MIDDLE)).block
+        };
+        assert_eq!(block([32, 512, 49], 1), 16, "16 planes of 49 are 49 vectors");
+        assert_eq!(block([32, 512, 36], 1), 28, "4 planes of 36 are 9");
+        assert_eq!(block([32, 512, 121], 1), 8, "16 planes of 121 would be too wide");
+        assert_eq!(block([3136, 2048, 1], 2), WHOLE_ROW, "rows that are read twice, whole");
+        assert_eq!(block([3136, 5000, 1], 2), WHOLE_ROW);
+        assert_eq!(block([64, 2048, 1], 1), BLOCK_COLUMNS, "rows that stay in the second cache");
+    }
+
+    #[test]
+    fn short_runs_are_mapped_as_runs_through_the_cache() {
+        let plan =
+            |outer, inner| Plan::new(View { outer, channels: 512, inner }, 4, 1, on(1, MIDDLE));
+        let sheet = Arrangement::Sheet { samples: 1 };
+        assert_eq!(plan(16, 49).partition.arrangement, sheet);
+        assert_eq!(plan(16, 49).map_arrangement(), Arrangement::Planes);
+        assert_eq!(plan(16, 25).map_arrangement(), sheet, "too short");
+        assert_eq!(plan(64, 49).map_arrangement(), sheet, "past the cache");
+    }
+
+    #[test]
     fn long_runs_are_asked_for_where_that_helps() {
         let plan = |inner, overlap| {
             let view = View { outer: 32, channels: 256, inner };
