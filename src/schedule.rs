@@ -15,6 +15,7 @@
 //! with channels last each column is a channel; with small planes each position of each plane is a
 //! column; with few channels several samples stand in one row. Column `j` belongs to channel `(j /
 //! inner) % channels`, and columns of one channel share their pivot, so their sums simply add.
+//! What is written is no part of any sum and may be walked otherwise ([`Plan::map_arrangement`]).
 
 use crate::caches::Caches;
 use crate::execution::Execution;
