@@ -1,11 +1,11 @@
-//! What batch normalization would cost if nothing but its sweeps took time: `RUSTBN_NUM_THREADS=1 cargo bench --bench floors`.
+//! Batch normalization next to its two sweeps, bare and with arithmetic: `RUSTBN_NUM_THREADS=1 cargo bench --bench floors`.
 //!
 //! Statistics must be complete before the first output is written, so x is met twice, and dy as well in backward. The bare
 //! sweeps here do as much and nothing else: the first reads, a block of channels at a time where half of the second-level
 //! cache holds one, and the second writes past the caches what lies there. Those with arithmetic (x86-64 with AVX2; not a
 //! number elsewhere) have that of batch normalization and nothing more: whatever the channel, all goes into one pair of
-//! sums in registers, and planes share their coefficients. That is a comparison, no bound: verbs can be faster. A copy, the sweeps and the verb take turns; times are medians,
-//! divided by that of the copy, or of the addition.
+//! sums in registers, and planes share their coefficients. That is a comparison, no bound: verbs can be faster. A copy, the
+//! sweeps and the verb take turns; times are medians, divided by that of the copy, or of the addition.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -329,8 +329,8 @@ fn pieces(len: usize, size: usize) -> usize {
 }
 
 /// So many channels or a few less, so that strips of rows begin where vectors of the row do: with aligned rows
-/// no vector is in two lines. Strips of 20 planes of 7 x 7, which are 61.25 lines, took a tenth to a quarter longer
-/// than strips of 16, forward and backward.
+/// no vector is in two lines. Strips of 20 planes of 7 x 7, which are 61.25 lines, took up to a quarter longer than
+/// strips of 16, forward and backward.
 fn whole_vectors(channels: usize, inner: usize) -> usize {
     let unit = LANES >> inner.trailing_zeros().min(LANES.trailing_zeros());
     if channels > unit { channels / unit * unit } else { channels }
