@@ -77,26 +77,26 @@ impl View {
             return Some(View { outer: others, channels, inner: 1 });
         }
         // Walk from the fastest axis to the slowest: each must step over exactly what lies within
-        // it. Ranks are small, so the next axis is searched for rather than sorted for.
-        let mut inner = 1;
+        // it. Ranks are small, so the next axis is searched for rather than sorted for, from the last
+        // one on, which it mostly is.
+        let (mut inner, mut outer) = (1, 1);
         let mut within = 1;
-        let mut seen_channels = channels == 1;
+        let mut seen_channels = false;
         let total: usize = shape.iter().product();
         while within < total {
             let expected = isize::try_from(within.checked_mul(itemsize)?).ok()?;
-            let next = (0..shape.len()).find(|&i| shape[i] > 1 && strides[i] == expected)?;
+            let next = (0..shape.len()).rev().find(|&i| shape[i] > 1 && strides[i] == expected)?;
             if next == axis {
                 seen_channels = true;
-            } else if !seen_channels {
+            } else if seen_channels {
+                outer *= shape[next];
+            } else {
                 inner *= shape[next];
             }
             within *= shape[next];
         }
-        if channels == 1 {
-            // One channel is one run, wherever its axis stands.
-            return Some(View { outer: 1, channels: 1, inner: total });
-        }
-        Some(View { outer: total / channels / inner, channels, inner })
+        // One channel has no place among the axes, so all of it is one run.
+        Some(View { outer, channels, inner })
     }
 
     /// All elements.

@@ -127,7 +127,7 @@ pub(super) fn prepare(py: Python<'_>) {
     for dtype in [DType::F32, DType::F64] {
         dtype.descriptor(py);
     }
-    PyUntypedArray::type_object_raw(py);
+    array_type(py);
 }
 
 /// A shape as Python prints it.
@@ -148,17 +148,41 @@ fn dtype_error(argument: &'static str, expected: &str, array: &Bound<'_, PyUntyp
     Error::DType { argument, expected: expected.to_owned(), got: array.dtype().to_string() }
 }
 
+/// The type of plain arrays, without asking NumPy's tables for it each time.
+fn array_type(py: Python<'_>) -> &Bound<'_, PyType> {
+    static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    TYPE.get_or_init(py, || PyUntypedArray::type_object(py).unbind()).bind(py)
+}
+
 /// `any` as an array: itself, or what `numpy.asarray` makes of an object with `__array__`.
 ///
 /// A masked array is refused: its mask says which values do not count, and would be ignored.
+#[inline]
 pub(super) fn as_array<'py>(
     any: &Bound<'py, PyAny>,
     argument: &'static str,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let expected = "a NumPy array";
-    if let Ok(array) = any.cast_exact::<PyUntypedArray>() {
-        return Ok(array.clone());
+    match plain(any) {
+        Some(array) => Ok(array.clone()),
+        None => made_array(any, argument),
     }
+}
+
+/// `any`, if it is an array of no other class.
+#[inline]
+fn plain<'a, 'py>(any: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, PyUntypedArray>> {
+    let exactly = any.get_type_ptr() == array_type(any.py()).as_type_ptr();
+    // SAFETY: it is an array, by its type.
+    exactly.then(|| unsafe { any.cast_unchecked() })
+}
+
+/// [`as_array`] of what is no array, or one of a class of its own.
+#[cold]
+fn made_array<'py>(
+    any: &Bound<'py, PyAny>,
+    argument: &'static str,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let expected = "a NumPy array";
     if let Ok(array) = any.cast::<PyUntypedArray>() {
         if any.is_instance(&any.py().import("numpy.ma")?.getattr("MaskedArray")?)? {
             return Err(kind_error(argument, "a NumPy array without a mask", any));
@@ -196,6 +220,11 @@ fn element_type<'a, 'py>(array: &'a Bound<'py, PyUntypedArray>) -> Borrowed<'a, 
         let descriptor = (*array.as_array_ptr()).fields.descr;
         Borrowed::from_ptr(array.py(), descriptor.cast()).cast_unchecked()
     }
+}
+
+/// Bytes of an element, which for the usual types are known.
+fn itemsize(array: &Bound<'_, PyUntypedArray>) -> usize {
+    DType::of(array).map_or_else(|| element_type(array).itemsize(), DType::itemsize)
 }
 
 /// Whether elements can be read where they are: aligned, in the machine's byte order.
@@ -385,7 +414,7 @@ impl<'py> Output<'py> {
         let Some(any) = out else {
             return Output::new(x);
         };
-        let array = any.cast::<PyUntypedArray>();
+        let array = plain(any).map_or_else(|| any.cast::<PyUntypedArray>(), Ok);
         let array = array.map_err(|_| kind_error("out", "a NumPy array", any))?.clone();
         check_like(&array, "out", x)?;
         if !is_writeable(&array) {
@@ -477,7 +506,7 @@ fn overlap(a: &Option<Range<isize>>, b: &Option<Range<isize>>) -> bool {
 /// The addresses from an array's first byte to its last, or `None` for an empty array.
 fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<Range<isize>> {
     let start = data(array).addr() as isize;
-    let mut range = start..start + element_type(array).itemsize() as isize;
+    let mut range = start..start + itemsize(array) as isize;
     for (&n, &stride) in array.shape().iter().zip(array.strides()) {
         if n == 0 {
             return None;
@@ -554,7 +583,7 @@ impl<'py> Vector<'py> {
         // SAFETY: the elements of the array, which no Python code can free or write while the
         // interpreter is held; of others what is said in `read` goes here as well.
         first.consecutive().map(|first| unsafe {
-            std::slice::from_raw_parts(first.cast_const(), self.array.len())
+            std::slice::from_raw_parts(first.cast_const(), self.array.shape()[0])
         })
     }
 
