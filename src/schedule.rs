@@ -29,13 +29,19 @@ use std::ops::Range;
 /// planes of 14 x 14 took 2.7 copies as a sheet and 2.2 run by run, over planes of 7 x 7 2.8 and 4.2.
 const SHORT_RUN: usize = 128;
 
+/// The same of runs that are whole vectors, which have no part of one to load. Over planes of 64, 80, 96 and 112 elements
+/// in the last cache forward took 0.75 to 0.85 of its time as a sheet, backward 0.6 to 0.9.
+const SHORT_WHOLE_RUN: usize = 64;
+
 /// Runs shorter than this end before the processor has found out that they are runs.
 const LONG_RUN: usize = 2048;
 
-/// Elements of a run that is worth a fetch of coefficients. Run by run, the second sweep of backward over planes
-/// of 6 x 6, 7 x 7, 8 x 8 and 11 x 11 in the last cache took 0.8, 0.8, 0.6 and 0.6 of its time as a sheet, that of
-/// forward 0.9, 0.9, 0.7 and 0.7; over planes of 5 x 5 0.9 and 1.05.
-const MAP_RUN: usize = 2 * LANES;
+/// Elements of a run that is worth a fetch of coefficients, through the cache and past it. Run by run, the second
+/// sweep of backward over planes of 6 x 6, 7 x 7, 8 x 8 and 11 x 11 in the last cache took 0.8, 0.8, 0.6 and 0.6 of its
+/// time as a sheet, that of forward 0.9, 0.9, 0.7 and 0.7; over planes of 5 x 5 0.9 and 1.05. Past the cache that of
+/// backward took 0.85, 0.75 and 0.75 over planes of 7 x 7, 8 x 8 and 11 x 11; forward and backward as a whole took 1.1
+/// over planes of 6 x 6.
+const MAP_RUN: [usize; 2] = [2 * LANES, 3 * LANES];
 
 /// Rows below which a sheet does not pay: each row must share the cost of folding the columns.
 const FEW_ROWS: usize = 4;
@@ -63,8 +69,9 @@ const PIECE: usize = 3 << 10;
 /// pieces of 12 to 50 KB, which a second cache of 2 MiB allows, 0.8 (Emerald Rapids).
 const NEAR_PIECE: usize = 12 << 10;
 
-/// Channels of a block of planes: their lanes live on the stack.
-pub(crate) const BLOCK: usize = 16;
+/// Channels of a block of planes: their lanes live on the stack. With half as many, in pieces half as long, backward
+/// over planes of 14 x 14 took 1.05 to 1.15 of that.
+pub(crate) const BLOCK: usize = 32;
 
 /// Columns of a block of a sheet: sums, centres and coefficients of a block stay in the first-level
 /// cache.
@@ -266,7 +273,7 @@ impl Plan {
 
     fn in_order(view: View, workers: usize, stores: Stores) -> Plan {
         let width = view.channels * view.inner;
-        let arrangement = arrangement(&view);
+        let arrangement = map_arrangement(view, stores, arrangement(&view));
         let (partition, block) = match arrangement {
             // A table of coefficients for each column stays in the cache for so many columns.
             Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
@@ -291,14 +298,9 @@ impl Plan {
         Plan { partition, block, fused: false, workers, stores, fetch: false, ahead: 0 }
     }
 
-    /// How outputs are met. What goes through the cache need not be whole lines, so runs that are worth
-    /// a fetch of coefficients of their own are walked as such, wherever their sums come from.
+    /// How outputs are met, which may be otherwise than sums.
     pub(crate) fn map_arrangement(&self) -> Arrangement {
-        if self.stores == Stores::Ordinary && self.partition.view.inner >= MAP_RUN {
-            Arrangement::Planes
-        } else {
-            self.partition.arrangement
-        }
+        map_arrangement(self.partition.view, self.stores, self.partition.arrangement)
     }
 
     /// Blocks of channels.
@@ -360,9 +362,18 @@ fn far(bytes: usize, caches: Caches) -> bool {
     bytes > caches.l2
 }
 
+/// How outputs are met where sums are met like `sums`: runs that are worth a fetch of coefficients of their own are
+/// walked as such, wherever their sums come from.
+fn map_arrangement(view: View, stores: Stores, sums: Arrangement) -> Arrangement {
+    let [through, past] = MAP_RUN;
+    let least = if stores == Stores::Ordinary { through } else { past };
+    if view.inner >= least { Arrangement::Planes } else { sums }
+}
+
 /// How `view` is walked.
 fn arrangement(view: &View) -> Arrangement {
-    if view.inner >= SHORT_RUN || view.outer < FEW_ROWS && view.inner > 1 {
+    let short = if view.inner.is_multiple_of(LANES) { SHORT_WHOLE_RUN } else { SHORT_RUN };
+    if view.inner >= short || view.outer < FEW_ROWS && view.inner > 1 {
         return Arrangement::Planes;
     }
     let width = view.channels * view.inner;
@@ -479,14 +490,24 @@ mod tests {
     }
 
     #[test]
-    fn short_runs_are_mapped_as_runs_through_the_cache() {
+    fn short_runs_are_mapped_as_runs() {
         let plan =
             |outer, inner| Plan::new(View { outer, channels: 512, inner }, 4, 1, on(1, MIDDLE));
         let sheet = Arrangement::Sheet { samples: 1 };
         assert_eq!(plan(16, 49).partition.arrangement, sheet);
         assert_eq!(plan(16, 49).map_arrangement(), Arrangement::Planes);
         assert_eq!(plan(16, 25).map_arrangement(), sheet, "too short");
-        assert_eq!(plan(64, 49).map_arrangement(), sheet, "past the cache");
+        assert_eq!(plan(64, 49).partition.arrangement, sheet);
+        assert_eq!(plan(64, 49).map_arrangement(), Arrangement::Planes, "past the cache");
+        assert_eq!(plan(64, 36).map_arrangement(), sheet, "too short for that");
+    }
+
+    #[test]
+    fn short_runs_are_summed_as_runs_where_they_are_whole_vectors() {
+        let of = |inner| arrangement(&View { outer: 16, channels: 384, inner });
+        let sheet = Arrangement::Sheet { samples: 1 };
+        assert_eq!([of(48), of(63), of(121)], [sheet; 3]);
+        assert_eq!([of(64), of(112), of(196)], [Arrangement::Planes; 3]);
     }
 
     #[test]

@@ -100,7 +100,26 @@ unsafe fn value<S: Simd, M: Map, C: Counted>(
         if C::ALL {
             return map.value(simd, at, n, coefficients);
         }
-        match Share::of(counted.bits(i), n) {
+        value_where(simd, map, at, n, coefficients, counted.bits(i))
+    }
+}
+
+/// The output of the `n` elements at offset `at`, of which those count whose bit is set.
+///
+/// # Safety
+/// As [`Map::value`].
+#[inline(always)]
+unsafe fn value_where<S: Simd, M: Map>(
+    simd: S,
+    map: M,
+    at: usize,
+    n: usize,
+    coefficients: &M::Coefficients<S>,
+    bits: u16,
+) -> RealVector<S, M::Element> {
+    // SAFETY: handed on to the caller.
+    unsafe {
+        match Share::of(bits, n) {
             Share::All => map.value(simd, at, n, coefficients),
             Share::None => map.uncounted(simd, at, n, coefficients),
             Share::Some(bits) => RealVector::<S, M::Element>::select(
@@ -219,6 +238,73 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
         if end < len {
             let value = value(simd, map, at + end, len - end, &coefficients, (counted, end));
             M::Element::store(simd, output.add(end), len - end, value);
+        }
+    }
+}
+
+/// Writes the outputs of runs of `len >= LANES` elements each that lie one behind the other from `at` on, given
+/// which elements of each count, past the cache. The vector that holds the end of a run and the beginning of the
+/// next is made of both: written each by itself they would share a line, which would go through the cache, and what is
+/// streamed behind it would wait for it to be read.
+///
+/// # Safety
+/// Inputs and output hold the runs; the output is one of the inputs or shares no memory with them;
+/// `table` holds the coefficients of the channel of each run.
+#[inline(always)]
+pub(crate) unsafe fn stream_runs<S: Simd, M: Map, C: Counted>(
+    simd: S,
+    map: M,
+    mut at: usize,
+    [runs, len]: [usize; 2],
+    counted: C,
+    table: TableOf<M>,
+    ahead: usize,
+) {
+    // SAFETY: the offsets are within the runs, which the caller vouches for; a streamed store begins at a
+    // line boundary, or whole vectors behind one.
+    unsafe {
+        let Some(head) = head(map.output().add(at), runs * len) else {
+            for i in 0..runs {
+                let (at, table) = (at + i * len, table.from(i));
+                run(simd, map, at, len, counted, table, Stores::Ordinary, ahead);
+            }
+            return;
+        };
+        let mut coefficients = M::coefficients(simd, table, Fetch::Run);
+        if head > 0 {
+            let value = value(simd, map, at, head, &coefficients, (counted, 0));
+            M::Element::store(simd, map.output().add(at), head, value);
+        }
+        let mut i = head;
+        for following in 1..=runs {
+            let end = i + (len - i) / LANES * LANES;
+            vectors_of_run::<S, M, C, true>(simd, map, at, i..end, counted, &coefficients, ahead);
+            i = end;
+            if following == runs {
+                break;
+            }
+            let next = M::coefficients(simd, table.from(following), Fetch::Run);
+            if i < len {
+                let first = value(simd, map, at + i, LANES, &coefficients, (counted, i));
+                let second = if C::ALL {
+                    map.value(simd, at + i, LANES, &next)
+                } else {
+                    let bits = counted.bits(0) << (len - i);
+                    value_where(simd, map, at + i, LANES, &next, bits)
+                };
+                let of_first = (1 << (len - i)) - 1;
+                let both = RealVector::<S, M::Element>::select(of_first, 0, first, second);
+                M::Element::stream(simd, map.output().add(at + i), both);
+                if ahead > 0 {
+                    map.prefetch(simd, at + i + ahead);
+                }
+                i += LANES;
+            }
+            (coefficients, at, i) = (next, at + len, i - len);
+        }
+        if i < len {
+            let value = value(simd, map, at + i, len - i, &coefficients, (counted, i));
+            M::Element::store(simd, map.output().add(at + i), len - i, value);
         }
     }
 }
