@@ -1,11 +1,12 @@
-//! Batch normalization next to what its sweeps take at least: `RUSTBN_NUM_THREADS=1 cargo bench --bench floors`.
+//! Batch normalization next to loops that do little else than it must: `RUSTBN_NUM_THREADS=1 cargo bench --bench floors`.
 //!
 //! Statistics must be complete before the first output is written, so x is met twice, and dy as well in backward. The
 //! loops here do that and as little else as they can. *Bare* sweeps read, then copy or add; those with *arithmetic* convert,
 //! add and multiply as batch normalization does, but with one pair of float64 sums in registers whatever the channel, and
-//! with planes that share their coefficients. Each is written in every [`Way`]: block by block of channels or one sweep
-//! after the other over all of memory, asking ahead or not, with outputs through the cache or past it; what is shown is the
-//! fastest. A copy, an addition, all ways and the verbs take turns; times are medians, divided by that of the copy, of the
+//! with planes that share their coefficients. Each is written in every [`Way`]: block by block of channels (where they lie
+//! together) or one sweep after the other over all of memory, asking ahead or not, with outputs through the cache or past
+//! it; what is shown is the fastest. What is fastest of many is a little less than it would be again, so a verb can be
+//! faster by a few hundredths. A copy, an addition, all ways and the verbs take turns; times are medians, divided by that of the copy, of the
 //! addition or, for a step, of both.
 //!
 //! After `--`, the names of the shapes to measure: `resnet50` (also without a name) or `small_topologies`.
@@ -121,7 +122,8 @@ mod floors {
     pub fn main() -> Result<(), Error> {
         let small = std::env::args().any(|argument| argument == "small_topologies");
         let layers = if small { &SMALL_TOPOLOGIES[..] } else { &RESNET50[..] };
-        let heading = ["bare", "arithmetic", "rustbn"].repeat(3).join(" | ");
+        let of_pass = |pass| format!("{pass}: bare | arithmetic | rustbn");
+        let heading = ["forward", "backward", "step"].map(of_pass).join(" | ");
         println!("| layer | {heading} |");
         println!("| --- |{}", " ---: |".repeat(9));
         let execution = Execution::current()?;

@@ -299,7 +299,7 @@ impl<T: Terms> ReduceItem<'_, T> {
     }
 }
 
-/// Adds the terms of runs that are a tile each to the lanes of their channels. To run it: the inputs of `terms`
+/// Adds the terms of runs that are no longer than a tile to the lanes of their channels. To run it: the inputs of `terms`
 /// hold `view`, whose runs are no longer than a tile. In a function of its own what depends on their length
 /// alone is found out once: sums of planes of 14 x 14 took 28 instructions for 16 elements, and 24 like this.
 struct TilesItem<'a, T, F> {
@@ -457,7 +457,7 @@ impl<M: Map> MapItem<'_, M> {
             let (outer, channels, table) = (self.chunk.outer, self.channels, self.table);
             let ahead = match self.plan.partition.arrangement {
                 Arrangement::Planes => ahead,
-                // Strips of rows, whose next piece the processor does not guess.
+                // Parts of rows, whose next piece the processor does not guess.
                 Arrangement::Sheet { .. } => view.offset(1, 0, 0),
             };
             let item = StreamItem { map, view, outer, channels, counted, table, ahead };
@@ -564,7 +564,7 @@ impl<M: Map, C: Counted, F: Fn(usize, usize) -> C> Kernel for StreamItem<M, F> {
         let table = table.from(channels.start);
         for outer in outer {
             let at = view.offset(outer, channels.start, 0);
-            // The first and the last line of the next sample, of which others write a part.
+            // Where the next sample's runs begin and end, lines are shared with other channels, so they are read.
             let next = map.output().wrapping_add(at + view.offset(1, 0, 0));
             simd.prefetch(next);
             simd.prefetch(next.wrapping_add(runs[0] * runs[1]));

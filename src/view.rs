@@ -77,8 +77,8 @@ impl View {
             return Some(View { outer: others, channels, inner: 1 });
         }
         // Walk from the fastest axis to the slowest: each must step over exactly what lies within
-        // it. Ranks are small, so the next axis is searched for rather than sorted for, from the last
-        // one on, which it mostly is.
+        // it. Ranks are small, so the next axis is searched for rather than sorted for; mostly it is
+        // the last one that is left.
         let (mut inner, mut outer) = (1, 1);
         let mut within = 1;
         let mut seen_channels = false;

@@ -117,7 +117,7 @@ pub(crate) fn off_center<T: Terms>(centers: &[f64]) -> bool {
 }
 
 /// Adds the terms of the run of `len <= TILE` elements at `at` to the lanes of its channel; the run
-/// at `next` is the one that will be asked for afterwards.
+/// at `next`, which comes soon, is asked for meanwhile.
 ///
 /// # Safety
 /// The inputs hold the run.
