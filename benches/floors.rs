@@ -6,8 +6,8 @@
 //! with planes that share their coefficients. Each is written in every [`Way`]: block by block of channels (where they lie
 //! together) or one sweep after the other over all of memory, asking ahead or not, with outputs through the cache or past
 //! it; what is shown is the fastest. What is fastest of many is a little less than it would be again, so a verb can be
-//! faster by a few hundredths. A copy, an addition, all ways and the verbs take turns; times are medians, divided by that of the copy, of the
-//! addition or, for a step, of both.
+//! faster by a few hundredths. A copy, an addition, all ways and the verbs take turns; times are medians, divided by that of
+//! the copy, of the addition or, for a step, of both.
 //!
 //! After `--`, the names of the shapes to measure: `resnet50` (also without a name) or `small_topologies`.
 
