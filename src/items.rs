@@ -11,7 +11,7 @@ use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, ColumnCenters, ColumnSums, Lanes, Sheet, TILE, Terms};
 use crate::mask::{All, Counted, Mask, RowBits, Rows};
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan, divided};
-use crate::simd::{Kernel, LANES, Simd, fold};
+use crate::simd::{Kernel, LANES, STREAM_ALIGNMENT, Simd, fold};
 use crate::view::View;
 use std::ops::Range;
 
@@ -231,14 +231,33 @@ impl<T: Terms> ReduceItem<'_, T> {
         let view = self.plan.partition.view;
         let mut lanes = [Lanes::ZERO; BLOCK];
         let lanes = &mut lanes[..self.channels.len()];
-        let (terms, first, centers) = (self.terms, self.channels.start, self.centers);
-        // SAFETY: runs of the view, or parts of them, which the caller vouches for.
-        unsafe {
+        let (terms, first) = (self.terms, self.channels.start);
+        let Range { start, end } = self.chunk.inner;
+        for outer in self.chunk.outer {
+            let after = view.offset(outer + 1, first, start);
             if view.inner <= TILE {
-                let outer = self.chunk.outer;
-                simd.call(TilesItem { terms, view, outer, first, centers, counted, lanes });
-            } else {
-                long_runs(simd, terms, &view, self.chunk, first, centers, counted, lanes);
+                let (at, counted) = (view.offset(outer, first, 0), counted(outer, 0));
+                let (len, centers, lanes) = (view.inner, self.centers, &mut *lanes);
+                let item = TilesItem { terms, at, after, len, counted, centers, lanes };
+                // SAFETY: runs of the view, which the caller vouches for.
+                unsafe { simd.call(item) };
+                continue;
+            }
+            for i in 0..lanes.len() {
+                let next = if i + 1 < lanes.len() {
+                    view.offset(outer, first + i + 1, start)
+                } else {
+                    after
+                };
+                for from in (start..end).step_by(TILE) {
+                    let (at, counted) = (view.offset(outer, first + i, from), counted(outer, from));
+                    let len = TILE.min(end - from);
+                    let after = if from + len < end { at + len } else { next };
+                    let (centers, lanes) = (&self.centers[i..=i], &mut lanes[i..=i]);
+                    let item = TilesItem { terms, at, after, len, counted, centers, lanes };
+                    // SAFETY: a part of a run of the view, which the caller vouches for.
+                    unsafe { simd.call(item) };
+                }
             }
         }
         let [first, second] = self.sums;
@@ -299,84 +318,40 @@ impl<T: Terms> ReduceItem<'_, T> {
     }
 }
 
-/// Adds the terms of runs that are no longer than a tile to the lanes of their channels. To run it: the inputs of `terms`
-/// hold `view`, whose runs are no longer than a tile. In a function of its own what depends on their length
-/// alone is found out once: sums of planes of 14 x 14 took 28 instructions for 16 elements, and 24 like this.
-struct TilesItem<'a, T, F> {
+/// Adds the terms of tiles of `len` elements that lie one behind the other, each of the next channel, to the lanes
+/// of their channels. To run it: the inputs of `terms` hold them. In a function of its own what depends on their
+/// length alone is found out once: sums of planes of 14 x 14 took 28 instructions for 16 elements, and 24 like this.
+struct TilesItem<'a, T, C> {
     terms: T,
-    view: View,
-    outer: Range<usize>,
-    /// The first channel.
-    first: usize,
+    /// Where the first begins, and the first of those that come after.
+    at: usize,
+    after: usize,
+    len: usize,
+    /// Which elements count of each tile.
+    counted: C,
     /// Of these channels, as `lanes`.
     centers: &'a [f64],
-    /// Which elements count of the run of a sample, from one of them on.
-    counted: F,
     lanes: &'a mut [Lanes],
 }
 
-impl<T: Terms, C: Counted, F: Fn(usize, usize) -> C> Kernel for TilesItem<'_, T, F> {
+impl<T: Terms, C: Counted> Kernel for TilesItem<'_, T, C> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self, simd: S) {
-        let TilesItem { terms, view, outer, first, centers, counted, lanes } = self;
-        let (len, runs) = (view.inner.min(TILE), lanes.len());
-        // So many runs ahead, first in this sample and then in the next.
-        let ahead = (reduce::AHEAD / len.max(1)).clamp(1, runs);
-        for outer in outer {
-            let (mut at, after) = (view.offset(outer, first, 0), view.offset(outer + 1, first, 0));
-            for (i, (lanes, &center)) in lanes.iter_mut().zip(centers).enumerate() {
-                let soon = if i + ahead < runs {
-                    at + ahead * len
-                } else {
-                    after + (i + ahead - runs) * len
-                };
-                // SAFETY: a run of the view, for which whoever runs the item vouches.
-                unsafe {
-                    let counted = counted(outer, 0);
-                    reduce::run(simd, terms, [at, soon], len, counted, center, lanes);
-                }
-                at += len;
-            }
-        }
-    }
-}
-
-/// Adds the terms of the runs of a chunk to the lanes of their channels, tile by tile.
-///
-/// # Safety
-/// The inputs of `terms` hold `view`.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn long_runs<S: Simd, T: Terms, C: Counted>(
-    simd: S,
-    terms: T,
-    view: &View,
-    chunk: Chunk,
-    first: usize,
-    centers: &[f64],
-    counted: impl Fn(usize, usize) -> C,
-    lanes: &mut [Lanes],
-) {
-    let runs = lanes.len();
-    for outer in chunk.outer {
+        let TilesItem { terms, mut at, after, len, counted, centers, lanes } = self;
+        let (len, tiles) = (len.min(TILE), lanes.len());
+        // So many tiles ahead, first of these and then of those after.
+        let ahead = (reduce::AHEAD / len.max(1)).clamp(1, tiles);
         for (i, (lanes, &center)) in lanes.iter_mut().zip(centers).enumerate() {
-            let Range { mut start, end } = chunk.inner;
-            let after = if i + 1 < runs { (outer, first + i + 1) } else { (outer + 1, first) };
-            while start < end {
-                let at = view.offset(outer, first + i, start);
-                let len = TILE.min(end - start);
-                let counted = counted(outer, start);
-                start += len;
-                let next = if start < end {
-                    at + len
-                } else {
-                    view.offset(after.0, after.1, chunk.inner.start)
-                };
-                // SAFETY: a part of a run of the view, which the caller vouches for.
-                unsafe { reduce::run(simd, terms, [at, next], len, counted, center, lanes) };
-            }
+            let soon = if i + ahead < tiles {
+                at + ahead * len
+            } else {
+                after + (i + ahead - tiles) * len
+            };
+            // SAFETY: one of the tiles, for which whoever runs the item vouches.
+            unsafe { reduce::run(simd, terms, [at, soon], len, counted, center, lanes) };
+            at += len;
         }
     }
 }
@@ -451,25 +426,30 @@ impl<M: Map> MapItem<'_, M> {
     #[inline(always)]
     unsafe fn planes<S: Simd, C: Counted>(self, simd: S, counted: impl Fn(usize, usize) -> C) {
         let view = self.plan.partition.view;
-        let (map, stores, ahead) = (self.map, self.plan.stores, self.plan.ahead);
-        let len = self.chunk.inner.len();
-        if stores == Stores::Streamed && len == view.inner && len >= LANES {
-            let (outer, channels, table) = (self.chunk.outer, self.channels, self.table);
-            let ahead = match self.plan.partition.arrangement {
-                Arrangement::Planes => ahead,
-                // Parts of rows, whose next piece the processor does not guess.
-                Arrangement::Sheet { .. } => view.offset(1, 0, 0),
-            };
-            let item = StreamItem { map, view, outer, channels, counted, table, ahead };
-            // SAFETY: runs of the view, and the coefficients of their channels.
-            return unsafe { simd.call(item) };
-        }
+        let (map, table, Range { start, end }) = (self.map, self.table, self.chunk.inner);
+        let (first, channels, len) = (self.channels.start, self.channels.len(), end - start);
+        let streamed = self.plan.stores == Stores::Streamed && len >= LANES;
+        let ahead = match self.plan.partition.arrangement {
+            // Parts of rows, whose next piece the processor does not guess.
+            Arrangement::Sheet { .. } if streamed => view.offset(1, 0, 0),
+            _ => self.plan.ahead,
+        };
+        // Whole runs lie one behind the other.
+        let together = if len == view.inner { channels } else { 1 };
         for outer in self.chunk.outer {
-            for c in self.channels.clone() {
-                let at = view.offset(outer, c, self.chunk.inner.start);
-                let (counted, table) = (counted(outer, self.chunk.inner.start), self.table.from(c));
-                // SAFETY: a part of a run of the view, and the coefficients of its channel.
-                unsafe { map::run(simd, map, at, len, counted, table, stores, ahead) };
+            for c in (first..first + channels).step_by(together) {
+                let at = view.offset(outer, c, start);
+                let (counted, table) = (counted(outer, start), table.from(c));
+                let runs = RunsItem { map, at, runs: [together, len], counted, table, ahead };
+                // SAFETY: runs of the view, or a part of one, and the coefficients of their channels.
+                unsafe {
+                    if streamed {
+                        let next = at + view.offset(1, 0, 0);
+                        simd.call(StreamItem { runs, next });
+                    } else {
+                        simd.call(runs);
+                    }
+                }
             }
         }
     }
@@ -540,38 +520,55 @@ impl<M: Map> MapItem<'_, M> {
     }
 }
 
-/// The outputs of whole runs, past the cache. To run it: as said of [`MapItem`], of these runs, which are no
-/// shorter than a vector.
-struct StreamItem<M: Map, F> {
+/// The outputs of some runs of some length that lie one behind the other, through the cache. To run it: as said of
+/// [`MapItem`], of these runs.
+struct RunsItem<M: Map, C> {
     map: M,
-    view: View,
-    outer: Range<usize>,
-    channels: Range<usize>,
-    /// Which elements count of the run of a sample, from one of them on.
-    counted: F,
-    /// Of all channels.
+    at: usize,
+    runs: [usize; 2],
+    /// Which elements of each run count.
+    counted: C,
+    /// Of their channels.
     table: TableOf<M>,
     ahead: usize,
 }
 
-impl<M: Map, C: Counted, F: Fn(usize, usize) -> C> Kernel for StreamItem<M, F> {
+impl<M: Map, C: Counted> Kernel for RunsItem<M, C> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self, simd: S) {
-        let StreamItem { map, view, outer, channels, counted, table, ahead } = self;
-        let runs = [channels.len(), view.inner];
-        let table = table.from(channels.start);
-        for outer in outer {
-            let at = view.offset(outer, channels.start, 0);
-            // Where the next sample's runs begin and end, lines are shared with other channels, so they are read.
-            let next = map.output().wrapping_add(at + view.offset(1, 0, 0));
-            simd.prefetch(next);
-            simd.prefetch(next.wrapping_add(runs[0] * runs[1]));
-            let counted = counted(outer, 0);
-            // SAFETY: whoever runs the item vouches for the runs and their coefficients.
-            unsafe { map::stream_runs(simd, map, at, runs, counted, table, ahead) };
+        let RunsItem { map, at, runs: [runs, len], counted, table, ahead } = self;
+        for i in 0..runs {
+            let (at, table) = (at + i * len, table.from(i));
+            // SAFETY: one of the runs, for which whoever runs the item vouches.
+            unsafe { map::run(simd, map, at, len, counted, table, ahead) };
         }
+    }
+}
+
+/// The same past the cache, of runs that are no shorter than a vector.
+struct StreamItem<M: Map, C> {
+    runs: RunsItem<M, C>,
+    /// Where the runs of the next sample begin.
+    next: usize,
+}
+
+impl<M: Map, C: Counted> Kernel for StreamItem<M, C> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, simd: S) {
+        let RunsItem { map, at, runs, counted, table, ahead } = self.runs;
+        // Lines that are shared with other runs go through the cache, so they are read.
+        for edge in [self.next, self.next + runs[0] * runs[1]] {
+            let output = map.output().wrapping_add(edge);
+            if !output.addr().is_multiple_of(STREAM_ALIGNMENT) {
+                simd.prefetch(output);
+            }
+        }
+        // SAFETY: whoever runs the item vouches for the runs and their coefficients.
+        unsafe { map::stream_runs(simd, map, at, runs, counted, table, ahead) };
     }
 }
 

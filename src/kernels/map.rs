@@ -17,10 +17,6 @@ const ROWS: usize = 4;
 /// Elements of a row that is narrow: so many rows are in the first-level cache, one after the other.
 const NARROW: usize = 128;
 
-/// Bytes ahead of which the end of a streamed run is asked for, at least: a line takes as long to come as so
-/// many take to be written.
-const END_AHEAD: usize = 1 << 10;
-
 /// Bytes of a sheet that is walked strip by strip: all of it stays in the first-level cache.
 const AT_HAND: usize = 8 << 10;
 
@@ -195,13 +191,12 @@ pub(crate) unsafe fn plain<S: Simd, M: Map>(
     }
 }
 
-/// Writes the outputs of the run of `len` elements at `at`, given which of them count.
+/// Writes the outputs of the run of `len` elements at `at`, given which of them count, through the cache.
 ///
 /// # Safety
 /// Inputs and output hold the run; the output is one of the inputs or shares no memory with them;
 /// `table` holds the coefficients of the run's channel.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
     simd: S,
     map: M,
@@ -209,36 +204,16 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
     len: usize,
     counted: C,
     table: TableOf<M>,
-    stores: Stores,
     ahead: usize,
 ) {
-    // SAFETY: the offsets are within the run, which the caller vouches for; a streamed store begins
-    // at a line boundary.
+    // SAFETY: handed on to the caller.
     unsafe {
         let coefficients = M::coefficients(simd, table, Fetch::Run);
-        let output = map.output().add(at);
-        if stores == Stores::Ordinary && len > LANES {
+        if len > LANES {
             return through::<S, M, C>(simd, map, at, len, counted, &coefficients, ahead);
         }
-        let lines = lines(output, len, stores);
-        if stores == Stores::Streamed {
-            ask_for_end(simd, output, len);
-        }
-        let mut i = 0;
-        while i < lines.start {
-            let n = LANES.min(lines.start - i);
-            let value = value(simd, map, at + i, n, &coefficients, (counted, i));
-            M::Element::store(simd, output.add(i), n, value);
-            i += n;
-        }
-        let rest = lines.end..len - (len - lines.end) % LANES;
-        vectors_of_run::<S, M, C, true>(simd, map, at, lines, counted, &coefficients, ahead);
-        let end = rest.end;
-        vectors_of_run::<S, M, C, false>(simd, map, at, rest, counted, &coefficients, ahead);
-        if end < len {
-            let value = value(simd, map, at + end, len - end, &coefficients, (counted, end));
-            M::Element::store(simd, output.add(end), len - end, value);
-        }
+        let value = value(simd, map, at, len, &coefficients, (counted, 0));
+        M::Element::store(simd, map.output().add(at), len, value);
     }
 }
 
@@ -266,7 +241,7 @@ pub(crate) unsafe fn stream_runs<S: Simd, M: Map, C: Counted>(
         let Some(head) = head(map.output().add(at), runs * len) else {
             for i in 0..runs {
                 let (at, table) = (at + i * len, table.from(i));
-                run(simd, map, at, len, counted, table, Stores::Ordinary, ahead);
+                run(simd, map, at, len, counted, table, ahead);
             }
             return;
         };
@@ -309,7 +284,7 @@ pub(crate) unsafe fn stream_runs<S: Simd, M: Map, C: Counted>(
     }
 }
 
-/// [`run`] of more than a vector through the cache. The last vector begins where it is whole: its first elements
+/// [`run`] of more than a vector. The last vector begins where it is whole: its first elements
 /// are written twice, which takes a fraction of a part of a vector's time.
 ///
 /// # Safety
@@ -391,36 +366,6 @@ unsafe fn vector_of_run<S: Simd, M: Map, C: Counted, const STREAMED: bool>(
             map.prefetch(simd, at + i + ahead);
         }
     }
-}
-
-/// Asks for the line at the end of a run that follows soon on this one of `len > 0` elements, unless runs are
-/// whole lines. The other part of the line belongs to another run, so both are written through the cache, and
-/// while a store waits for its line to be read all behind it wait.
-#[inline(always)]
-fn ask_for_end<S: Simd, E>(simd: S, output: *mut E, len: usize) {
-    let bytes = len * size_of::<E>();
-    if (output.addr() | bytes).is_multiple_of(STREAM_ALIGNMENT) {
-        return;
-    }
-    let mut ahead = 2 * bytes;
-    while ahead < END_AHEAD {
-        ahead *= 2;
-    }
-    simd.prefetch(output.wrapping_byte_add(ahead));
-}
-
-/// The elements of a run that are streamed: whole vectors and whole lines. A line of which one part is
-/// streamed and the other is not is written twice: planes of 14 x 14 elements of 16 bits, where a line
-/// is two vectors, took three to seven times as long.
-#[inline(always)]
-fn lines<E>(output: *mut E, len: usize, stores: Stores) -> Range<usize> {
-    let bytes = output.addr().wrapping_neg() % STREAM_ALIGNMENT;
-    let start = bytes / size_of::<E>();
-    if stores == Stores::Ordinary || !bytes.is_multiple_of(size_of::<E>()) || start >= len {
-        return 0..0;
-    }
-    let unit = LANES.max(STREAM_ALIGNMENT / size_of::<E>());
-    start..start + (len - start) / unit * unit
 }
 
 /// Elements of what is streamed before its first line boundary, or the first boundary of a vector where
