@@ -354,7 +354,7 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
         return GradSums::from_sums(&sums, moments);
     };
     let coefficients = forward::table::<E::Real>(affine, level);
-    let table = Table { first: coefficients.as_ptr(), pitch: view.channels };
+    let table = Table::new(coefficients.as_ptr(), view.channels);
     // What is written here is read soon.
     let first = Plan { stores: Stores::Ordinary, ahead: 0, ..plan };
     let plan = plan.writing(dz, dx);

@@ -112,6 +112,9 @@ pub(crate) trait Stage<E: Element>: Copy + Sync {
     /// See [`Function::LONG`].
     const LONG: bool = false;
 
+    /// Arrays that are read beside x.
+    fn inputs(self) -> usize;
+
     /// Asks for inputs at offset `at`, which may lie beyond their end.
     fn prefetch<S: Simd>(self, simd: S, at: usize);
 
@@ -133,6 +136,11 @@ pub(crate) trait Stage<E: Element>: Copy + Sync {
 pub(crate) struct Nothing;
 
 impl<E: Element> Stage<E> for Nothing {
+    #[inline(always)]
+    fn inputs(self) -> usize {
+        0
+    }
+
     #[inline(always)]
     fn prefetch<S: Simd>(self, _: S, _: usize) {}
 
@@ -160,6 +168,12 @@ pub(crate) struct Then<E, F> {
 unsafe impl<E: Sync, F: Sync> Sync for Then<E, F> {}
 
 impl<E: Element, F> Then<E, F> {
+    /// See [`Stage::inputs`].
+    #[inline(always)]
+    pub(crate) fn inputs(self) -> usize {
+        usize::from(!self.residual.is_null())
+    }
+
     /// The argument of the activation.
     ///
     /// # Safety
@@ -182,6 +196,11 @@ impl<E: Element, F> Then<E, F> {
 
 impl<E: Element, F: Function> Stage<E> for Then<E, F> {
     const LONG: bool = F::LONG;
+
+    #[inline(always)]
+    fn inputs(self) -> usize {
+        Then::inputs(self)
+    }
 
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {

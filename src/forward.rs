@@ -1,6 +1,7 @@
 //! The forward verbs: [`moments`], [`apply`], and both in one pass, [`batch_norm`].
 
 use crate::affine::Affine;
+use crate::aligned::Aligned;
 use crate::element::{Element, Real};
 use crate::epilogue::{Epilogue, RawEpilogue, with_stage, with_training_stage};
 use crate::error::Error;
@@ -221,7 +222,7 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
 }
 
 /// The coefficients of a transformation, for [`sweep::map`].
-pub(crate) fn table<R: Real>(affine: &Affine, level: Level) -> Vec<R> {
+pub(crate) fn table<R: Real>(affine: &Affine, level: Level) -> Aligned<R> {
     sweep::finished(level, Given, affine.mean(), [affine.scale(), affine.bias()])
 }
 
@@ -233,7 +234,7 @@ pub(crate) fn running_table<R: Real, V: Element>(
     [running_mean, running_var]: [&[V]; 2],
     [weight, bias]: [Option<&[V]>; 2],
     eps: f64,
-) -> Vec<R> {
+) -> Aligned<R> {
     let finish = Infer { weight, bias, eps };
     sweep::finished(level, finish, running_mean, [running_var, running_var])
 }

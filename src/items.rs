@@ -5,10 +5,11 @@
 //! are not channels are dealt with here: what kernels want for each column is spread out before,
 //! what they made for each column is gathered after.
 
-use crate::element::Element;
-use crate::kernels::GROUP;
+use crate::aligned::Aligned;
+use crate::element::{Element, Real};
 use crate::kernels::map::{self, Map, Stores, Table, TableOf};
 use crate::kernels::reduce::{self, ColumnCenters, ColumnSums, Lanes, Sheet, TILE, Terms};
+use crate::kernels::{GROUP, pitch};
 use crate::mask::{All, Counted, Mask, RowBits, Rows};
 use crate::schedule::{Arrangement, BLOCK, Chunk, Plan, divided};
 use crate::simd::{Kernel, LANES, STREAM_ALIGNMENT, Simd, fold};
@@ -140,15 +141,15 @@ impl Columns {
         self.samples * self.inner == 1
     }
 
-    /// Appends the value of each column, given that of each channel.
-    fn expand<T: Copy>(&self, of_channels: &[T], into: &mut Vec<T>) {
-        for _ in 0..self.samples {
+    /// Writes the value of each column, given that of each channel.
+    fn expand<T: Copy>(&self, of_channels: &[T], into: &mut [T]) {
+        for sample in into.chunks_exact_mut(self.channels * self.inner) {
             if self.inner == 1 {
-                into.extend_from_slice(of_channels);
+                sample.copy_from_slice(of_channels);
                 continue;
             }
-            for &value in of_channels {
-                into.resize(into.len() + self.inner, value);
+            for (run, &value) in sample.chunks_exact_mut(self.inner).zip(of_channels) {
+                run.fill(value);
             }
         }
     }
@@ -276,14 +277,15 @@ impl<T: Terms> ReduceItem<'_, T> {
             inner: self.plan.partition.view.inner,
         };
         let parts = columns.parts(self.plan, self.channels.start, self.chunk.outer);
-        let mut centers = Vec::new();
+        let mut expanded;
         let centers = if !reduce::off_center::<T>(self.centers) {
             ColumnCenters::default()
         } else if columns.are_channels() {
             ColumnCenters::new::<T>(self.centers)
         } else {
-            columns.expand(self.centers, &mut centers);
-            ColumnCenters::new::<T>(&centers)
+            expanded = Aligned::filled(0.0, columns.len());
+            columns.expand(self.centers, &mut expanded);
+            ColumnCenters::new::<T>(&expanded)
         };
         let mut sums = ColumnSums::new(columns.len(), parts.map(|part| part.sheet.rows));
         let parts = parts.into_iter().filter(|part| part.sheet.rows > 0);
@@ -467,27 +469,30 @@ impl<M: Map> MapItem<'_, M> {
         // cache and 0.9 past it.
         let joined = streamed && columns.len() == parts[0].sheet.stride && columns.len() < LONG_ROW;
         let of_block = self.table.from(self.channels.start);
-        let mut expanded = Vec::new();
+        let mut expanded;
         let table = if columns.are_channels() && !joined {
             of_block
         } else {
             // Rows that are joined need the first columns again after the last.
-            let pitch = if joined { columns.len() + LANES } else { columns.len() };
-            expanded.reserve_exact(M::COEFFICIENTS * pitch);
-            for k in 0..M::COEFFICIENTS {
+            let (len, again) = (columns.len(), if joined { LANES } else { 0 });
+            let pitch = pitch(len + again);
+            let zero = <M::Element as Element>::Real::from_f64(0.0);
+            // Vectors begin where lines of the output do.
+            let lead = if joined { map::lead(self.map, parts[0].sheet.at) } else { 0 };
+            expanded = Aligned::filled(zero, lead + M::COEFFICIENTS * pitch);
+            for (k, of_columns) in expanded[lead..].chunks_exact_mut(pitch).enumerate() {
                 // SAFETY: every coefficient of the block's channels is there, and nobody writes
                 // them.
                 let of_channels = unsafe {
                     let first = of_block.first.add(k * of_block.pitch);
                     std::slice::from_raw_parts(first, self.channels.len())
                 };
-                let start = expanded.len();
-                columns.expand(of_channels, &mut expanded);
-                for i in columns.len()..pitch {
-                    expanded.push(expanded[start + i % columns.len()]);
+                columns.expand(of_channels, &mut of_columns[..len]);
+                for i in len..len + again {
+                    of_columns[i] = of_columns[i - len];
                 }
             }
-            Table { first: expanded.as_ptr(), pitch }
+            Table::new(expanded[lead..].as_ptr(), len + again)
         };
         let walk = if joined {
             Walk::Joined { width: columns.len() }
@@ -498,7 +503,7 @@ impl<M: Map> MapItem<'_, M> {
         };
         let map = self.map;
         for Part { sheet, first, samples } in parts.into_iter().filter(|part| part.sheet.rows > 0) {
-            let ahead = match (self.plan.ahead, map::side_by_side(&sheet)) {
+            let ahead = match (self.plan.ahead, map::side_by_side(self.map, &sheet)) {
                 // The processor does not guess what follows rows that are met side by side.
                 (0, side_by_side @ 2..) if self.plan.fetch => side_by_side * sheet.stride,
                 (ahead, _) => ahead,

@@ -69,6 +69,7 @@
 //! | `python` | the only place with Python (feature `python`) | |
 
 mod affine;
+mod aligned;
 mod backward;
 #[cfg(any(test, feature = "python"))]
 mod blocks;

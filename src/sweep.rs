@@ -5,10 +5,11 @@
 //! beginning with what the first one left in the cache. Whichever it is, the same sums are made of
 //! the same chunks and added by the same tree, so the results are the same bits.
 
+use crate::aligned::Aligned;
 use crate::element::{Element, Real};
 use crate::items::{CenterItem, Finish, FinishItem, MapItem, ReduceItem};
-use crate::kernels::filled;
 use crate::kernels::map::{Map, Table, TableOf};
+use crate::kernels::pitch;
 use crate::kernels::reduce::Terms;
 use crate::mask::Mask;
 use crate::pool;
@@ -19,9 +20,9 @@ use std::ops::Range;
 
 /// Two sums of each channel, and what they are about.
 pub(crate) struct Sums {
-    centers: Vec<f64>,
+    centers: Aligned<f64>,
     /// All first and then all second sums, and behind them what they were added up from.
-    sums: Vec<f64>,
+    sums: Aligned<f64>,
 }
 
 impl Sums {
@@ -80,10 +81,10 @@ pub(crate) unsafe fn map<M: Map>(
 ) {
     assert_eq!(
         table.len(),
-        M::COEFFICIENTS * plan.partition.view.channels,
+        M::COEFFICIENTS * pitch(plan.partition.view.channels),
         "coefficients of each channel"
     );
-    let table = Table { first: table.as_ptr(), pitch: plan.partition.view.channels };
+    let table = Table::new(table.as_ptr(), plan.partition.view.channels);
     pool::for_each(plan.workers, plan.items(), |i| {
         let (chunk, block) = plan.item(i);
         // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs
@@ -99,13 +100,14 @@ pub(crate) fn finished<V: Element, R: Real, F: Finish<R, N>, const N: usize>(
     finish: F,
     centers: &[V],
     sums: [&[V]; 2],
-) -> Vec<R> {
-    let mut table = filled(R::from_f64(0.0), N * centers.len());
-    let mut rest = table.as_mut_slice();
+) -> Aligned<R> {
+    let channels = centers.len();
+    let mut table = Aligned::filled(R::from_f64(0.0), N * pitch(channels));
+    let mut rest = &mut *table;
     let into: [_; N] = std::array::from_fn(|_| {
-        let (of_channels, after) = std::mem::take(&mut rest).split_at_mut(centers.len());
+        let (of_channels, after) = std::mem::take(&mut rest).split_at_mut(pitch(channels));
         rest = after;
-        of_channels
+        &mut of_channels[..channels]
     });
     // SAFETY: this kind of item is safe to run.
     unsafe { level.run(FinishItem { finish, first_channel: 0, centers, sums, into }) };
@@ -134,8 +136,8 @@ where
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
     let state = State::new(plan, mask);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
-    let coefficients = Shared::new(filled(zero, N * plan.partition.view.channels));
-    let table = Table { first: coefficients.pointer(), pitch: plan.partition.view.channels };
+    let coefficients = Shared::filled(zero, N * pitch(plan.partition.view.channels));
+    let table = Table::new(coefficients.pointer(), plan.partition.view.channels);
     let finish = |block: usize| {
         let channels = plan.channels(block);
         // SAFETY: one thread at a time handles a block, and what is touched here belongs to the
@@ -144,7 +146,7 @@ where
             state.total(level, terms, block);
             let centers = state.centers.slice(channels.clone());
             let into: [_; N] = std::array::from_fn(|k| {
-                let base = k * plan.partition.view.channels;
+                let base = k * table.pitch;
                 coefficients.slice(base + channels.start..base + channels.end)
             });
             let [first, second] = state.sums(block, 0);
@@ -189,15 +191,15 @@ where
 }
 
 /// Values that threads share, each its own part of them.
-struct Shared<T>(Box<[UnsafeCell<T>]>);
+struct Shared<T>(Aligned<UnsafeCell<T>>);
 
 // SAFETY: all access goes through `slice` and `pointer`, whose callers vouch for no two threads
 // touching the same part.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T: Copy> Shared<T> {
-    fn new(values: Vec<T>) -> Self {
-        Shared(values.into_iter().map(UnsafeCell::new).collect())
+    fn filled(value: T, len: usize) -> Self {
+        Shared(Aligned::filled(value, len).map(UnsafeCell::new))
     }
 
     fn pointer(&self) -> *mut T {
@@ -215,8 +217,8 @@ impl<T: Copy> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.pointer().add(range.start), range.len()) }
     }
 
-    fn into_vec(self) -> Vec<T> {
-        self.0.into_iter().map(UnsafeCell::into_inner).collect()
+    fn into_inner(self) -> Aligned<T> {
+        self.0.map(UnsafeCell::into_inner)
     }
 }
 
@@ -232,7 +234,7 @@ struct State<'a> {
 impl<'a> State<'a> {
     fn new(plan: &'a Plan, mask: Option<&'a Mask>) -> Self {
         let channels = plan.partition.view.channels;
-        let zeros = |vectors| Shared::new(filled(0.0, vectors * channels));
+        let zeros = |vectors| Shared::filled(0.0, vectors * channels);
         State { plan, mask, centers: zeros(1), sums: zeros(2 * plan.partition.chunks) }
     }
 
@@ -326,7 +328,7 @@ impl<'a> State<'a> {
     }
 
     fn into_sums(self) -> Sums {
-        Sums { centers: self.centers.into_vec(), sums: self.sums.into_vec() }
+        Sums { centers: self.centers.into_inner(), sums: self.sums.into_inner() }
     }
 }
 

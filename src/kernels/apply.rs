@@ -39,6 +39,11 @@ impl<E: Element, P: Stage<E>> Map for Apply<E, P> {
     const LONG: bool = P::LONG;
 
     #[inline(always)]
+    fn inputs(self) -> usize {
+        1 + self.stage.inputs()
+    }
+
+    #[inline(always)]
     fn output(self) -> *mut E {
         self.y
     }

@@ -46,6 +46,11 @@ impl<E: Element> Map for BackwardApply<E> {
     const MASKED: bool = true;
 
     #[inline(always)]
+    fn inputs(self) -> usize {
+        2
+    }
+
+    #[inline(always)]
     fn output(self) -> *mut E {
         self.dx
     }

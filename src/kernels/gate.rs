@@ -30,6 +30,11 @@ impl<E: Element> Map for GateMap<E> {
     const COEFFICIENTS: usize = 4;
 
     #[inline(always)]
+    fn inputs(self) -> usize {
+        2 + self.then.inputs()
+    }
+
+    #[inline(always)]
     fn output(self) -> *mut E {
         self.dz
     }

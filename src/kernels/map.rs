@@ -4,18 +4,26 @@
 //! written. They want whole aligned lines, so what is written is peeled to the first line boundary
 //! of the output.
 
-use super::Fetch;
 use super::reduce::Sheet;
+use super::{Fetch, pitch};
 use crate::element::{Element, RealVector};
 use crate::mask::{All, Counted, Share};
 use crate::simd::{LANES, STREAM_ALIGNMENT, Simd, Vector};
 use std::ops::Range;
 
-/// Rows of a sheet that share a fetch of the coefficients, where they are narrow.
+/// Rows of a sheet that share a fetch of the coefficients, unless they are wide.
 const ROWS: usize = 4;
 
 /// Elements of a row that is narrow: so many rows are in the first-level cache, one after the other.
 const NARROW: usize = 128;
+
+/// Bytes of whole rows that are wide where one input is read. With channels last, in memory, rows of 256 to 960 `f32` side by
+/// side took 0.8 to 0.95 of what they take one by one, rows of 1024 as long, of 2048 1.1; in the cache 0.7 to 0.9.
+const WIDE: usize = 4 << 10;
+
+/// Elements of whole rows that are not wide where more is read, through the cache and past it. Rows of 192 and 256
+/// took 0.85 to 0.95 in the cache and 1.05 in memory, of 512 0.9 to 1.1 and 1.05.
+const SHARED: [usize; 2] = [256, NARROW];
 
 /// Bytes of a sheet that is walked strip by strip: all of it stays in the first-level cache.
 const AT_HAND: usize = 8 << 10;
@@ -32,6 +40,9 @@ pub(crate) trait Map: Copy + Sync {
     const LONG: bool = false;
     /// Whether elements that do not count have outputs of their own.
     const MASKED: bool = false;
+
+    /// Arrays that are read.
+    fn inputs(self) -> usize;
 
     /// The output's memory.
     fn output(self) -> *mut Self::Element;
@@ -145,6 +156,11 @@ pub(crate) type TableOf<M> = Table<<<M as Map>::Element as Element>::Real>;
 unsafe impl<R: Sync> Sync for Table<R> {}
 
 impl<R> Table<R> {
+    /// The table at `first` of so many channels or columns.
+    pub(crate) fn new(first: *const R, columns: usize) -> Self {
+        Table { first, pitch: pitch(columns) }
+    }
+
     /// The table from channel or column `i` on.
     #[inline(always)]
     pub(crate) fn from(self, i: usize) -> Self {
@@ -379,22 +395,36 @@ fn head<E>(output: *mut E, len: usize) -> Option<usize> {
     (bytes.is_multiple_of(size_of::<E>()) && head < len).then_some(head)
 }
 
-/// How many rows of a sheet are met side by side, where there are as many.
+/// How many rows of a sheet are met side by side through the cache, where there are as many.
 #[inline(always)]
-pub(crate) fn side_by_side(sheet: &Sheet) -> usize {
-    if sheet.stride <= NARROW {
+pub(crate) fn side_by_side<M: Map>(map: M, sheet: &Sheet) -> usize {
+    let whole = sheet.cols == sheet.stride;
+    if (whole || sheet.stride <= NARROW) && share_fetches(map, sheet.stride, Stores::Ordinary) {
         ROWS
-    } else if sheet.cols < sheet.stride {
-        2
-    } else {
+    } else if whole {
         1
+    } else {
+        2
     }
 }
 
-/// Writes the outputs of a sheet through the cache, given which elements of each of its rows count.
-/// Parts of rows go in pairs that share a fetch of the coefficients; both are read before one is
-/// written, as a load waits for an earlier store whose address agrees in its low bits. Whole rows go
-/// one by one: then memory is met in its order, unless all of it is at hand.
+/// Whether [`ROWS`] rows, `stride` elements apart, share fetches of the coefficients.
+#[inline(always)]
+fn share_fetches<M: Map>(map: M, stride: usize, stores: Stores) -> bool {
+    let [through, past] = SHARED;
+    match (size_of::<M::Element>(), map.inputs()) {
+        // A few vectors of them fill all registers there are: rows of 128 in memory took 1.6 and, with two inputs,
+        // twice as long.
+        (8, _) => false,
+        (size, 1) => stride * size < WIDE,
+        _ => stride <= if stores == Stores::Ordinary { through } else { past },
+    }
+}
+
+/// Writes the outputs of a sheet through the cache, given which elements of each of its rows count. Rows that share a
+/// fetch of the coefficients, parts of rows in pairs, are all read before one is written, as a load waits for an earlier
+/// store whose address agrees in its low bits. Wide rows go one by one: then memory is met in its order, unless all of it is
+/// at hand.
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them;
@@ -412,7 +442,7 @@ pub(crate) unsafe fn sheet<S: Simd, M: Map, C: Counted>(
         // SAFETY: handed on to the caller.
         return unsafe { strips(simd, map, sheet, counted, table) };
     }
-    let most = side_by_side(&sheet);
+    let most = side_by_side(map, &sheet);
     let mut row = 0;
     while row < sheet.rows {
         let at = sheet.at + row * sheet.stride;
@@ -544,6 +574,13 @@ unsafe fn columns<S: Simd, M: Map, C: Counted>(
     }
 }
 
+/// By how many elements the coefficients of what is streamed from offset `at` on begin behind a line, so that they begin
+/// lines where the output does.
+pub(crate) fn lead<M: Map>(map: M, at: usize) -> usize {
+    let head = head(map.output().wrapping_add(at), usize::MAX).unwrap_or(0);
+    (LANES - head) % LANES
+}
+
 /// Writes the outputs of `len` elements at `at`, rows of `cols` columns without a gap, past the
 /// cache, several rows at a time where lines and rows are in step. `table` is as for [`stream`].
 ///
@@ -563,7 +600,8 @@ pub(crate) unsafe fn stream_rows<S: Simd, M: Map>(
     // first `cols`; without a head it is not read beyond them.
     unsafe {
         let head = head(map.output().add(at), len);
-        if let Some(head) = head.filter(|_| cols <= NARROW && cols.is_multiple_of(LANES)) {
+        let share = share_fetches(map, cols, Stores::Streamed);
+        if let Some(head) = head.filter(|_| share && cols.is_multiple_of(LANES)) {
             if head > 0 {
                 let coefficients = M::coefficients(simd, table, Fetch::Columns(head));
                 let value = map.value(simd, at, head, &coefficients);

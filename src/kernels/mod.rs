@@ -17,19 +17,18 @@ pub(crate) mod moments;
 pub(crate) mod reduce;
 
 use crate::element;
-use crate::simd::Vector;
+use crate::simd::{LANES, Vector};
 
 /// Channels that are dealt with side by side where there is work for each: they go through arrays of
 /// this length, which compilers make vectors of. A square root and a few divisions for each channel
 /// take a while one by one.
 pub(crate) const GROUP: usize = 8;
 
-/// `value` so many times. `vec!` asks for memory that is zero, which allocators look for past the
-/// short blocks that the thread has just freed.
-pub(crate) fn filled<T: Copy>(value: T, len: usize) -> Vec<T> {
-    let mut values = Vec::with_capacity(len);
-    values.resize(len, value);
-    values
+/// From a coefficient or a sum of so many channels or columns to the next one, so that all begin at a line if the first
+/// does.
+#[inline]
+pub(crate) fn pitch(columns: usize) -> usize {
+    columns.next_multiple_of(LANES)
 }
 
 /// Where a vector of per-channel values comes from.

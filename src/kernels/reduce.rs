@@ -26,7 +26,8 @@
 //! for 64 bytes instead of 8.6, 10 being what memory takes. So channels whose mean is not far from
 //! zero have a centre of zero; see [`Terms::centers`].
 
-use super::filled;
+use super::pitch;
+use crate::aligned::Aligned;
 use crate::element;
 use crate::mask::{Counted, Rows, Share};
 use crate::simd::{LANES, Simd, Vector, fold};
@@ -383,7 +384,7 @@ impl<'a> ColumnCenters<'a> {
 
 /// Sums of columns: both sums of each, and room for those of a tile.
 pub(crate) struct ColumnSums {
-    values: Vec<f64>,
+    values: Aligned<f64>,
     columns: usize,
     /// Whether a first tile was summed. It needs no room of its own.
     begun: bool,
@@ -393,26 +394,28 @@ impl ColumnSums {
     /// Nothing summed yet of two sheets of so many rows, of which neither has more columns.
     pub(crate) fn new(columns: usize, [rows, more_rows]: [usize; 2]) -> ColumnSums {
         let tiles = rows.div_ceil(TILE_ROWS) + more_rows.div_ceil(TILE_ROWS);
-        let values = filled(0.0, if tiles > 1 { 4 } else { 2 } * columns);
+        let values = Aligned::filled(0.0, if tiles > 1 { 4 } else { 2 } * pitch(columns));
         ColumnSums { values, columns, begun: false }
     }
 
     /// Both sums of each column.
     pub(crate) fn sums(&self) -> [&[f64]; 2] {
-        let (first, second) = self.values[..2 * self.columns].split_at(self.columns);
-        [first, second]
+        let (first, second) = self.values.split_at(pitch(self.columns));
+        [first, second].map(|sums| &sums[..self.columns])
     }
 
     /// Where a tile is summed: both sums of each column, zero.
-    fn tile(&mut self) -> &mut [f64] {
-        let start = if self.begun { 2 * self.columns } else { 0 };
-        &mut self.values[start..start + 2 * self.columns]
+    fn tile(&mut self) -> [&mut [f64]; 2] {
+        let pitch = pitch(self.columns);
+        let start = if self.begun { 2 * pitch } else { 0 };
+        let (first, second) = self.values[start..start + 2 * pitch].split_at_mut(pitch);
+        [first, second]
     }
 
     /// Adds a tile.
     fn add_tile(&mut self) {
         if self.begun {
-            let (sums, tile) = self.values.split_at_mut(2 * self.columns);
+            let (sums, tile) = self.values.split_at_mut(2 * pitch(self.columns));
             for (sum, tile) in sums.iter_mut().zip(tile) {
                 *sum += *tile;
                 *tile = 0.0;
@@ -447,9 +450,7 @@ pub(crate) unsafe fn sheet<S: Simd, T: Terms, R: Rows>(
     for start in (0..sheet.rows).step_by(TILE_ROWS) {
         tile.at = sheet.at + start * sheet.stride;
         tile.rows = TILE_ROWS.min(sheet.rows - start);
-        let columns = sums.columns;
-        let (first, second) = sums.tile().split_at_mut(columns);
-        let into = [first.as_mut_ptr(), second.as_mut_ptr()];
+        let into = sums.tile().map(<[f64]>::as_mut_ptr);
         // SAFETY: handed on to the caller; there are a centre and two sums of each column.
         unsafe { sheet_tile(simd, terms, tile, start, counted, centers, into, fetch) };
         sums.add_tile();

@@ -10,6 +10,7 @@ use super::context::{self, Context, Needs, Statistics};
 use super::mask;
 use super::nouns::{self, Running};
 use super::run::{Raw, execution, released};
+use crate::aligned::Aligned;
 use crate::element::{Element, Real};
 use crate::epilogue::{Activation, RawEpilogue};
 use crate::error::Error;
@@ -195,7 +196,7 @@ impl<'py> Forward<'_, 'py> {
 
     /// The coefficients of the normalisation with the running statistics. Vectors of float32, the usual
     /// ones, are read where they are.
-    fn table<R: Real>(&self, level: Level) -> Vec<R> {
+    fn table<R: Real>(&self, level: Level) -> Aligned<R> {
         let Running { mean, var, .. } = self.running.as_ref().expect("checked in evaluation");
         let f32s = [Some(mean), Some(var), self.weight.as_ref(), self.bias.as_ref()]
             .map(|vector| vector.and_then(Vector::as_f32));

@@ -4,6 +4,7 @@ use super::argument::{self, check_eps, check_momentum};
 use super::array::{Input, Named, Output, Vector, read_only, with_element};
 use super::functions;
 use super::run::{Raw, execution, released};
+use crate::aligned::Aligned;
 use crate::element::{Element, Real};
 use crate::epilogue::Activation;
 use crate::simd::Level;
@@ -329,24 +330,24 @@ pub(super) struct Affine {
 /// is first needed, with the interpreter held.
 #[derive(Default)]
 struct Tables {
-    f32: OnceLock<Vec<f32>>,
-    f64: OnceLock<Vec<f64>>,
+    f32: OnceLock<Aligned<f32>>,
+    f64: OnceLock<Aligned<f64>>,
 }
 
 /// A type of arithmetic that [`Tables`] has.
 trait Tabled: Real {
     /// The table in this type.
-    fn of(tables: &Tables) -> &OnceLock<Vec<Self>>;
+    fn of(tables: &Tables) -> &OnceLock<Aligned<Self>>;
 }
 
 impl Tabled for f32 {
-    fn of(tables: &Tables) -> &OnceLock<Vec<f32>> {
+    fn of(tables: &Tables) -> &OnceLock<Aligned<f32>> {
         &tables.f32
     }
 }
 
 impl Tabled for f64 {
-    fn of(tables: &Tables) -> &OnceLock<Vec<f64>> {
+    fn of(tables: &Tables) -> &OnceLock<Aligned<f64>> {
         &tables.f64
     }
 }
