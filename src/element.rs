@@ -3,7 +3,7 @@
 //!
 //! A new dtype is one `impl Element`.
 
-use crate::simd::{self, Bits16, LANES, Simd, Vector};
+use crate::simd::{self, Bits16, LANES, STREAM_ALIGNMENT, Simd, Vector};
 use half::{bf16, f16};
 
 /// A vector of the arithmetic type of `E`.
@@ -97,6 +97,17 @@ pub(crate) unsafe fn load<V: Vector>(p: *const V::Scalar, n: usize) -> V {
 pub(crate) unsafe fn store<V: Vector>(p: *mut V::Scalar, n: usize, value: V) {
     // SAFETY: handed on to the caller.
     unsafe { if n == LANES { value.store(p) } else { value.store_partial(p, n) } }
+}
+
+/// Asks for the lines of a vector at `p`, any address. All of them: where a vector of `f64` takes two, sums that asked
+/// for the first one alone took 1.5 to 2 times as long.
+#[inline(always)]
+pub(crate) fn prefetch<S: Simd, E: Element>(simd: S, p: *const E) {
+    let mut bytes = 0;
+    while bytes < LANES * size_of::<E>() {
+        simd.prefetch(p.wrapping_byte_add(bytes));
+        bytes += STREAM_ALIGNMENT;
+    }
 }
 
 macro_rules! real {

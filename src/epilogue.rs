@@ -8,7 +8,7 @@
 //!
 //! NaN goes through every activation, and through the derivative of every gate, as in PyTorch.
 
-use crate::element::{Element, Real, RealVector};
+use crate::element::{self, Element, Real, RealVector};
 use crate::error::Error;
 use crate::simd::{Double, Simd, Vector};
 
@@ -205,7 +205,7 @@ impl<E: Element, F: Function> Stage<E> for Then<E, F> {
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
         if !self.residual.is_null() {
-            simd.prefetch(self.residual.wrapping_add(at));
+            element::prefetch(simd, self.residual.wrapping_add(at));
         }
     }
 

@@ -6,7 +6,7 @@
 use super::Fetch;
 use super::map::{Map, Table};
 use crate::affine;
-use crate::element::{Element, Real, RealVector};
+use crate::element::{self, Element, Real, RealVector};
 use crate::epilogue::Stage;
 use crate::simd::Simd;
 
@@ -50,7 +50,7 @@ impl<E: Element, P: Stage<E>> Map for Apply<E, P> {
 
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
-        simd.prefetch(self.x.wrapping_add(at));
+        element::prefetch(simd, self.x.wrapping_add(at));
         self.stage.prefetch(simd, at);
     }
 

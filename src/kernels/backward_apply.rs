@@ -9,7 +9,7 @@
 use super::Fetch;
 use super::map::{Map, Table};
 use crate::affine;
-use crate::element::{Element, Real, RealVector};
+use crate::element::{self, Element, Real, RealVector};
 use crate::simd::Simd;
 
 /// The expression of the backward pass through batch statistics.
@@ -57,8 +57,8 @@ impl<E: Element> Map for BackwardApply<E> {
 
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
-        simd.prefetch(self.dy.wrapping_add(at));
-        simd.prefetch(self.x.wrapping_add(at));
+        element::prefetch(simd, self.dy.wrapping_add(at));
+        element::prefetch(simd, self.x.wrapping_add(at));
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! `Σ dy` and `Σ dy · (x - c)`, with `c` the mean of the channel, or zero if that is near.
 
 use super::reduce::Terms;
-use crate::element::{Element, Real, RealVector};
+use crate::element::{self, Element, Real, RealVector};
 use crate::moments::Moments;
 use crate::simd::{Simd, Vector};
 use crate::view::View;
@@ -75,8 +75,8 @@ impl<E: Element> Terms for GradTerms<'_, E> {
 
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
-        simd.prefetch(self.dy.wrapping_add(at));
-        simd.prefetch(self.x.wrapping_add(at));
+        element::prefetch(simd, self.dy.wrapping_add(at));
+        element::prefetch(simd, self.x.wrapping_add(at));
     }
 
     #[inline(always)]

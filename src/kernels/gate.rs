@@ -3,7 +3,7 @@
 
 use super::Fetch;
 use super::map::{Map, Table};
-use crate::element::{Element, RealVector};
+use crate::element::{self, Element, RealVector};
 use crate::epilogue::{Gate, Then};
 use crate::simd::Simd;
 
@@ -41,8 +41,8 @@ impl<E: Element> Map for GateMap<E> {
 
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
-        simd.prefetch(self.dy.wrapping_add(at));
-        simd.prefetch(self.x.wrapping_add(at));
+        element::prefetch(simd, self.dy.wrapping_add(at));
+        element::prefetch(simd, self.x.wrapping_add(at));
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! `Σ (x - p)` and `Σ (x - p)²` about a pivot `p`.
 
 use super::reduce::Terms;
-use crate::element::{Element, Real, RealVector};
+use crate::element::{self, Element, Real, RealVector};
 use crate::mask::{Batch, spread};
 use crate::moments::{CANDIDATES, pivots};
 use crate::simd::{LANES, Simd, Vector};
@@ -69,7 +69,7 @@ impl<E: Element> Terms for MomentTerms<E> {
 
     #[inline(always)]
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
-        simd.prefetch(self.x.wrapping_add(at));
+        element::prefetch(simd, self.x.wrapping_add(at));
     }
 
     #[inline(always)]
