@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     choice("peers", [*PEERS, "none"], "torch,numpy", "whom to compare with")
     choice("layouts", LAYOUTS, "nchw,nhwc", "memory layouts")
-    choice("dtypes", DTYPES, "float32", "of the arrays; calls, fused and masked are float32")
+    choice("dtypes", [*DTYPES], "float32", "of the arrays; calls, fused and masked are float32")
     choice(
         "passes",
         [*ALL_PASSES, "all"],

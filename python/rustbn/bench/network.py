@@ -67,7 +67,7 @@ def networks(
         LIMIT_FRESH: [FreshLimit(problem, team) for problem in repeated],
         RUSTBN: [ours.Layer(problem) for problem in repeated],
     }
-    if any(problem.case.dtype != "float32" for problem in problems):
+    if any(problem.case.itemsize == 2 for problem in problems):
         found[FLOAT32] = [ours.Layer(problem.widened) for problem in repeated]
     if "torch" in peers:
         found[TORCH] = [with_torch.Layer(problem) for problem in repeated]

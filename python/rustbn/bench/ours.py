@@ -24,7 +24,7 @@ def ours(problem: Problem, pass_: str) -> list[Contestant]:
     """Return the ways to compute a pass with rustbn, those in float32 beside those in 16 bits."""
     passes = {"forward": _forward, "backward": _backward, "eval": _eval, "step": _step}
     found = passes[pass_](problem)
-    if problem.case.dtype != "float32":
+    if problem.case.itemsize == 2:
         names = {RUSTBN: FLOAT32, RUSTBN_OUT: FLOAT32_OUT}
         wide = passes[pass_](problem.widened)
         found += [replace(entry, name=names[entry.name]) for entry in wide if entry.name in names]

@@ -28,7 +28,7 @@ class WrongResultError(AssertionError):
 
 @dataclass(frozen=True)
 class Problem:
-    """Arrays of shape (N, C, ...) in the memory order of the case, and float32 vectors (C,).
+    """Arrays of shape (N, C, ...) in the memory order of the case, and vectors (C,).
 
     `out` is the one output that exists beforehand: all contestants write to the same memory, so
     none has luckier pages than another.
@@ -60,7 +60,8 @@ class Problem:
         x, dy = (array.astype(dtype, copy=False) for array in (x, dy))
         out = _filled(case, dtype)
         weight, bias = rng.uniform(0.5, 1.5, channels), rng.normal(size=channels)
-        vectors = (v.astype(np.float32) for v in (weight, bias, mean, 4 * std**2))
+        of_vectors = np.float64 if case.dtype == "float64" else np.float32
+        vectors = (v.astype(of_vectors) for v in (weight, bias, mean, 4 * std**2))
         return Problem(case, x, dy, out, *vectors)
 
     @cached_property

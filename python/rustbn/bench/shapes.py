@@ -9,14 +9,15 @@ from importlib.resources import files
 LAYOUTS = ("nchw", "nhwc")
 # Each takes gigabytes or minutes, so it has to be asked for by name.
 NOT_IN_ALL = ("sizes",)
-DTYPES = ("float32", "float16", "bfloat16")
+# Bytes of an element of each dtype.
+DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Case:
     """A batch-norm problem: `shape` is N, C and the spatial axes, whatever the memory layout.
 
-    `dtype`, of `DTYPES`, is that of the arrays; vectors are float32 all the same.
+    `dtype`, of `DTYPES`, is that of the arrays; vectors are float64 beside float64, else float32.
     """
 
     group: str
@@ -29,6 +30,11 @@ class Case:
     def size(self) -> int:
         """Number of elements of x."""
         return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype]
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from rustbn.bench.contestant import (
 )
 from rustbn.bench.limits import LARGE
 from rustbn.bench.report import CallMeasurement, Measurement, NetworkMeasurement, Report
+from rustbn.bench.shapes import DTYPES
 
 EXPLANATION = (
     "Columns named after contestants: time divided by that of `limit out=`, which is np.copyto for "
@@ -220,8 +221,7 @@ def _by_threads(measurements: Sequence[Measurement]) -> list[list[list[Measureme
     """Group large arrays' entries that differ in threads alone, then by group, layout and pass."""
     same: dict[tuple[str, str, str], dict[tuple[int, ...], list[Measurement]]] = {}
     for entry in measurements:
-        itemsize = 4 if entry.dtype == "float32" else 2
-        if itemsize * math.prod(entry.shape) < LARGE:
+        if DTYPES[entry.dtype] * math.prod(entry.shape) < LARGE:
             continue
         part = same.setdefault((entry.group, entry.kind, entry.pass_), {})
         part.setdefault(entry.shape, []).append(entry)

@@ -1,6 +1,7 @@
 """PyTorch as a contestant: as a user calls it, and its raw operations with existing outputs.
 
-Arrays of 16 bits go with float32 vectors, as in a network under autocast.
+Arrays of 16 bits go with float32 vectors, as in a network under autocast; those of float64
+with float64 vectors.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _eval(problem: Problem) -> list[Contestant]:
     mean, var = _running(problem)
     weight, bias = _vectors(problem)
     batch_norm = torch.nn.functional.batch_norm
-    outputs = (out, torch.empty(0), torch.empty(0))
+    outputs = (out, *(weight.new_empty(0) for _ in range(2)))
 
     def result(y: Any) -> Mapping[str, Any]:
         return {"y": _array(y)}
@@ -145,9 +146,12 @@ class Layer:
     def __init__(self, problem: Problem) -> None:
         torch = _torch()
         module = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
-        self.module = getattr(torch.nn, module[problem.x.ndim])(problem.x.shape[1], EPS, MOMENTUM)
+        weight = torch.from_numpy(problem.weight)
+        self.module = getattr(torch.nn, module[problem.x.ndim])(
+            problem.x.shape[1], EPS, MOMENTUM, dtype=weight.dtype
+        )
         with torch.no_grad():
-            self.module.weight.copy_(torch.from_numpy(problem.weight))
+            self.module.weight.copy_(weight)
             self.module.bias.copy_(torch.from_numpy(problem.bias))
         self.x = _tensor(problem.x).requires_grad_()
         self.dy = _tensor(problem.dy)
