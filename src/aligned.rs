@@ -3,9 +3,9 @@
 use crate::simd::STREAM_ALIGNMENT;
 use std::ops::{Deref, DerefMut};
 
-/// Values that begin at a boundary of lines, so that no vector of them lies in two. Allocators know nothing of
-/// lines; where rows of 192 to 512 channels were in the cache, coefficients that began within one cost the second sweep of
-/// forward a quarter, that of backward a fifth, sums a tenth.
+/// Values that begin at a boundary of cache lines, so that no vector of them lies in more lines than it fills. Allocators
+/// know nothing of lines; where rows of 192 to 512 channels were in the cache, coefficients that began within one cost the
+/// second sweep of forward a quarter, that of backward a fifth, sums a tenth.
 pub(crate) struct Aligned<T> {
     values: Vec<T>,
     start: usize,
@@ -15,6 +15,7 @@ impl<T: Copy> Aligned<T> {
     /// `value` so many times. `vec!` asks for memory that is zero, which allocators look for past the short blocks
     /// that the thread has just freed.
     pub(crate) fn filled(value: T, len: usize) -> Self {
+        const { assert!(STREAM_ALIGNMENT.is_multiple_of(size_of::<T>()), "lines of whole values") };
         let mut values = Vec::<T>::with_capacity(len + STREAM_ALIGNMENT / size_of::<T>() - 1);
         let start = values.as_ptr().align_offset(STREAM_ALIGNMENT).min(values.capacity() - len);
         values.resize(start + len, value);
@@ -23,8 +24,9 @@ impl<T: Copy> Aligned<T> {
 }
 
 impl<T> Aligned<T> {
-    /// What `change` makes of each value, in the same memory where types are of one size.
+    /// What `change` makes of each value, of a type of the same size: in the same memory, as the standard library does.
     pub(crate) fn map<U>(self, change: impl FnMut(T) -> U) -> Aligned<U> {
+        const { assert!(size_of::<T>() == size_of::<U>(), "as many values to a line") };
         Aligned { values: self.values.into_iter().map(change).collect(), start: self.start }
     }
 }

@@ -99,8 +99,8 @@ pub(crate) unsafe fn store<V: Vector>(p: *mut V::Scalar, n: usize, value: V) {
     unsafe { if n == LANES { value.store(p) } else { value.store_partial(p, n) } }
 }
 
-/// Asks for the lines of a vector at `p`, any address. All of them: where a vector of `f64` takes two, sums that asked
-/// for the first one alone took 1.5 to 2 times as long.
+/// Asks for as many cache lines as a vector fills, from that of `p` on, which need not be readable. A vector of `f64` fills
+/// two: sums that asked for the first alone took 1.5 to 2 times as long.
 #[inline(always)]
 pub(crate) fn prefetch<S: Simd, E: Element>(simd: S, p: *const E) {
     let mut bytes = 0;

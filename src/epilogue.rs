@@ -168,12 +168,6 @@ pub(crate) struct Then<E, F> {
 unsafe impl<E: Sync, F: Sync> Sync for Then<E, F> {}
 
 impl<E: Element, F> Then<E, F> {
-    /// See [`Stage::inputs`].
-    #[inline(always)]
-    pub(crate) fn inputs(self) -> usize {
-        usize::from(!self.residual.is_null())
-    }
-
     /// The argument of the activation.
     ///
     /// # Safety
@@ -199,7 +193,7 @@ impl<E: Element, F: Function> Stage<E> for Then<E, F> {
 
     #[inline(always)]
     fn inputs(self) -> usize {
-        Then::inputs(self)
+        usize::from(!self.residual.is_null())
     }
 
     #[inline(always)]

@@ -475,10 +475,10 @@ impl<M: Map> MapItem<'_, M> {
         } else {
             // Rows that are joined need the first columns again after the last.
             let (len, again) = (columns.len(), if joined { LANES } else { 0 });
-            let pitch = pitch(len + again);
-            let zero = <M::Element as Element>::Real::from_f64(0.0);
             // Vectors begin where lines of the output do.
             let lead = if joined { map::lead(self.map, parts[0].sheet.at) } else { 0 };
+            let zero = <M::Element as Element>::Real::from_f64(0.0);
+            let pitch = pitch(len + again);
             expanded = Aligned::filled(zero, lead + M::COEFFICIENTS * pitch);
             for (k, of_columns) in expanded[lead..].chunks_exact_mut(pitch).enumerate() {
                 // SAFETY: every coefficient of the block's channels is there, and nobody writes
@@ -492,7 +492,7 @@ impl<M: Map> MapItem<'_, M> {
                     of_columns[i] = of_columns[i - len];
                 }
             }
-            Table::new(expanded[lead..].as_ptr(), len + again)
+            Table { first: expanded[lead..].as_ptr(), pitch }
         };
         let walk = if joined {
             Walk::Joined { width: columns.len() }
@@ -503,10 +503,15 @@ impl<M: Map> MapItem<'_, M> {
         };
         let map = self.map;
         for Part { sheet, first, samples } in parts.into_iter().filter(|part| part.sheet.rows > 0) {
-            let ahead = match (self.plan.ahead, map::side_by_side(self.map, &sheet)) {
+            // With a mask rows are met one by one.
+            let rows = if mask.is_none() { map::side_by_side(map, &sheet) } else { 1 };
+            let whole = sheet.cols == sheet.stride;
+            let ahead = match self.plan.ahead {
                 // The processor does not guess what follows rows that are met side by side.
-                (0, side_by_side @ 2..) if self.plan.fetch => side_by_side * sheet.stride,
-                (ahead, _) => ahead,
+                ahead if self.plan.fetch && rows > 1 && (whole || ahead == 0) => {
+                    rows * sheet.stride
+                }
+                ahead => ahead,
             };
             // SAFETY: rows of the view, and the coefficients of each column; if joined, rows
             // without a gap.

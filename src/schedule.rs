@@ -77,8 +77,8 @@ pub(crate) const BLOCK: usize = 32;
 /// cache.
 const BLOCK_COLUMNS: usize = 1024;
 
-/// Bytes of a block's part of a row of short planes, where so many are more columns: planes of 11 x 11 `f16` took 0.85 of
-/// their time like this. With channels last 4096 columns of `f16` took 1.25.
+/// Bytes of a block's part of a row of short planes, where that is more than [`BLOCK_COLUMNS`]: planes of 11 x 11 `f16` took
+/// 0.85 of their time like this. With channels last, rows of 4096 `f16` took 1.25.
 const BLOCK_ROW: usize = 4 << 10;
 
 /// Columns of a row that is summed whole where nothing has to stay in the cache, so that memory is met in its order:
@@ -208,7 +208,8 @@ impl Plan {
                 let room = if view.inner < LONG_RUN { caches.last / 8 } else { caches.last / 4 };
                 let piece = PIECE.div_ceil(view.inner * itemsize).min(room / channel_bytes);
                 let most = shares.min(BLOCK);
-                let block = whole_lines(fitting.max(piece).min(most), &view, itemsize);
+                let least = piece.min(most);
+                let block = whole_lines(fitting.min(most).max(least), &view, itemsize).max(least);
                 // What the last cache holds is read twice in the order of memory, where the second cache
                 // holds short pieces only.
                 let short = block * view.inner * itemsize < NEAR_PIECE;
@@ -345,9 +346,10 @@ fn pieces(len: usize, size: usize) -> usize {
     if len <= size { usize::from(len > 0) } else { len.div_ceil(size) }
 }
 
-/// So many channels or a few less, so that a block's pieces of memory begin at lines if the first does: no vector is in two,
-/// and what is streamed leaves none half written. Strips of 20 planes of 7 x 7, which are 61.25 lines, took up to a quarter
-/// longer than strips of 16, forward and backward; of 16 planes of `f16`, which are 24.5, half as long again as of 32.
+/// So many channels, or a few less where there are enough, so that in samples that begin at lines all blocks do: no vector is in
+/// two lines, and what is streamed leaves none half written. Strips of 20 planes of 7 x 7, which are 61.25 lines, took up to a
+/// quarter longer than strips of 16, forward and backward; of 16 planes of `f16`, which are 24.5, half as long again as of
+/// 32.
 fn whole_lines(channels: usize, view: &View, itemsize: usize) -> usize {
     let elements = STREAM_ALIGNMENT / itemsize;
     let unit = elements >> view.inner.trailing_zeros().min(elements.trailing_zeros());
@@ -496,24 +498,21 @@ mod tests {
 
     #[test]
     fn blocks_begin_at_lines() {
-        let block = |[outer, channels, inner]: [usize; 3], itemsize, inputs, threads| {
+        let block = |[outer, channels, inner]: [usize; 3], itemsize, inputs| {
             let view = View { outer, channels, inner };
-            Plan::new(view, itemsize, inputs, on(threads, MIDDLE)).block
+            Plan::new(view, itemsize, inputs, on(1, MIDDLE)).block
         };
-        assert_eq!(block([32, 512, 49], 4, 1, 1), 16, "16 planes of 49 are 49 lines");
-        assert_eq!(block([32, 512, 49], 2, 1, 1), 32, "or 32 of 16 bits");
-        assert_eq!(block([32, 12, 49], 4, 1, 1), 12, "all there are");
-        assert_eq!(block([32, 512, 36], 4, 1, 1), 28, "4 planes of 36 are 9");
-        assert_eq!(block([32, 512, 121], 4, 1, 1), 8, "16 planes of 121 would be too wide");
-        assert_eq!(block([32, 1024, 196], 4, 1, 1), 8, "4 planes of 196 are 49");
-        assert_eq!(block([32, 1024, 196], 2, 1, 1), 16, "or 8 of 16 bits");
-        assert_eq!(block([3136, 2048, 1], 4, 2, 1), WHOLE_ROW, "rows that are read twice, whole");
-        assert_eq!(block([3136, 5000, 1], 4, 2, 1), WHOLE_ROW);
-        assert_eq!(
-            block([64, 2048, 1], 4, 1, 1),
-            BLOCK_COLUMNS,
-            "rows that stay in the second cache"
-        );
+        assert_eq!(block([32, 512, 49], 4, 1), 16, "16 planes of 49 are 49 lines");
+        assert_eq!(block([32, 512, 49], 2, 1), 32, "or 32 of 16 bits");
+        assert_eq!(block([32, 12, 49], 4, 1), 12, "all there are");
+        assert_eq!(block([32, 512, 36], 4, 1), 28, "4 planes of 36 are 9");
+        assert_eq!(block([32, 512, 121], 4, 1), 8, "16 planes of 121 would be too wide");
+        assert_eq!(block([32, 1024, 196], 4, 1), 8, "4 planes of 196 are 49");
+        assert_eq!(block([32, 1024, 196], 2, 1), 16, "or 8 of 16 bits");
+        assert_eq!(block([800, 64, 232], 2, 1), 7, "no less than a piece, whatever it begins with");
+        assert_eq!(block([3136, 2048, 1], 4, 2), WHOLE_ROW, "rows that are read twice, whole");
+        assert_eq!(block([3136, 5000, 1], 4, 2), WHOLE_ROW);
+        assert_eq!(block([64, 2048, 1], 4, 1), BLOCK_COLUMNS, "rows that stay in the second cache");
     }
 
     #[test]

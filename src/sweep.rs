@@ -67,7 +67,7 @@ pub(crate) unsafe fn reduce<T: Terms>(
 }
 
 /// The outputs of all elements, with the coefficients of the channels in `table`: all of the first
-/// coefficient, then all of the second, and so on.
+/// coefficient, then all of the second, and so on, [`pitch`] apart.
 ///
 /// # Safety
 /// Inputs and output of `map` hold the plan's view; the output is one of the inputs or shares no memory

@@ -4,7 +4,7 @@
 use super::Fetch;
 use super::map::{Map, Table};
 use crate::element::{self, Element, RealVector};
-use crate::epilogue::{Gate, Then};
+use crate::epilogue::{Gate, Stage, Then};
 use crate::simd::Simd;
 
 /// The expression of the gradient through an activation.
@@ -31,7 +31,7 @@ impl<E: Element> Map for GateMap<E> {
 
     #[inline(always)]
     fn inputs(self) -> usize {
-        2 + self.then.inputs()
+        2 + Stage::<E>::inputs(self.then)
     }
 
     #[inline(always)]
@@ -43,6 +43,7 @@ impl<E: Element> Map for GateMap<E> {
     fn prefetch<S: Simd>(self, simd: S, at: usize) {
         element::prefetch(simd, self.dy.wrapping_add(at));
         element::prefetch(simd, self.x.wrapping_add(at));
+        Stage::<E>::prefetch(self.then, simd, at);
     }
 
     #[inline(always)]

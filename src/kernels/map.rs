@@ -11,19 +11,20 @@ use crate::mask::{All, Counted, Share};
 use crate::simd::{LANES, STREAM_ALIGNMENT, Simd, Vector};
 use std::ops::Range;
 
-/// Rows of a sheet that share a fetch of the coefficients, unless they are wide.
+/// Rows of a sheet that share a fetch of the coefficients where that pays: see [`side_by_side`].
 const ROWS: usize = 4;
 
 /// Elements of a row that is narrow: so many rows are in the first-level cache, one after the other.
 const NARROW: usize = 128;
 
-/// Bytes of whole rows that are wide where one input is read. With channels last, in memory, rows of 256 to 960 `f32` side by
-/// side took 0.8 to 0.95 of what they take one by one, rows of 1024 as long, of 2048 1.1; in the cache 0.7 to 0.9.
+/// Bytes from which whole rows do not share where one input is read. With channels last, in memory, rows of 256 to 960 `f32`
+/// side by side took 0.8 to 0.95 of what they take one by one, rows of 1024 as long, of 2048 1.1; in the cache 0.7 to 0.9.
+/// Rows of 256 to 768 `f16` took 0.7 in memory.
 const WIDE: usize = 4 << 10;
 
-/// Elements of whole rows that are not wide where more is read, through the cache and past it. Rows of 192 and 256
-/// took 0.85 to 0.95 in the cache and 1.05 in memory, of 512 0.9 to 1.1 and 1.05.
-const SHARED: [usize; 2] = [256, NARROW];
+/// Elements up to which whole rows share where more than one input is read, through the cache and past it. Rows of 192
+/// and 256 took 0.85 to 0.95 in the cache and 1.05 in memory, of 512 0.9 to 1.1 and 1.05.
+const WIDEST_OF_MORE: [usize; 2] = [256, NARROW];
 
 /// Bytes of a sheet that is walked strip by strip: all of it stays in the first-level cache.
 const AT_HAND: usize = 8 << 10;
@@ -139,7 +140,7 @@ unsafe fn value_where<S: Simd, M: Map>(
     }
 }
 
-/// Coefficients in memory: all of the first one, then all of the second, and so on.
+/// Coefficients in memory: all of the first one, then all of the second, and so on, [`pitch`] apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Table<R> {
     /// The first coefficient of the first channel or column.
@@ -411,9 +412,9 @@ pub(crate) fn side_by_side<M: Map>(map: M, sheet: &Sheet) -> usize {
 /// Whether [`ROWS`] rows, `stride` elements apart, share fetches of the coefficients.
 #[inline(always)]
 fn share_fetches<M: Map>(map: M, stride: usize, stores: Stores) -> bool {
-    let [through, past] = SHARED;
+    let [through, past] = WIDEST_OF_MORE;
     match (size_of::<M::Element>(), map.inputs()) {
-        // A few vectors of them fill all registers there are: rows of 128 in memory took 1.6 and, with two inputs,
+        // A few vectors of `f64` fill all registers there are: rows of 128 in memory took 1.6 and, with two inputs,
         // twice as long.
         (8, _) => false,
         (size, 1) => stride * size < WIDE,
@@ -423,8 +424,8 @@ fn share_fetches<M: Map>(map: M, stride: usize, stores: Stores) -> bool {
 
 /// Writes the outputs of a sheet through the cache, given which elements of each of its rows count. Rows that share a
 /// fetch of the coefficients, parts of rows in pairs, are all read before one is written, as a load waits for an earlier
-/// store whose address agrees in its low bits. Wide rows go one by one: then memory is met in its order, unless all of it is
-/// at hand.
+/// store whose address agrees in its low bits. Whole rows that do not share go one by one: then memory is met in its order,
+/// unless all of it is at hand.
 ///
 /// # Safety
 /// Inputs and output hold the sheet; the output is one of the inputs or shares no memory with them;
@@ -574,8 +575,8 @@ unsafe fn columns<S: Simd, M: Map, C: Counted>(
     }
 }
 
-/// By how many elements the coefficients of what is streamed from offset `at` on begin behind a line, so that they begin
-/// lines where the output does.
+/// How many unused elements stand before the coefficients of rows that are streamed from offset `at` on, so that those of
+/// the first vector behind the output's head begin a line.
 pub(crate) fn lead<M: Map>(map: M, at: usize) -> usize {
     let head = head(map.output().wrapping_add(at), usize::MAX).unwrap_or(0);
     (LANES - head) % LANES
