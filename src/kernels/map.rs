@@ -22,6 +22,10 @@ const NARROW: usize = 128;
 /// Rows of 256 to 768 `f16` took 0.7 in memory.
 const WIDE: usize = 4 << 10;
 
+/// Bytes of rows that do not share past the cache either: side by side they took 2 to 3 copies where x and y lay alike, for some
+/// pairs of arrays, and 0.8 one by one. Rows of 128 to 768 `f32` took at most one, wherever they were.
+const CLASHING: usize = 2 << 10;
+
 /// Elements up to which whole rows share where more than one input is read, through the cache and past it. Rows of 192
 /// and 256 took 0.85 to 0.95 in the cache and 1.05 in memory, of 512 0.9 to 1.1 and 1.05.
 const WIDEST_OF_MORE: [usize; 2] = [256, NARROW];
@@ -417,7 +421,9 @@ fn share_fetches<M: Map>(map: M, stride: usize, stores: Stores) -> bool {
         // A few vectors of `f64` fill all registers there are: rows of 128 in memory took 1.6 and, with two inputs,
         // twice as long.
         (8, _) => false,
-        (size, 1) => stride * size < WIDE,
+        (size, 1) => {
+            stride * size < WIDE && (stores, stride * size) != (Stores::Streamed, CLASHING)
+        }
         _ => stride <= if stores == Stores::Ordinary { through } else { past },
     }
 }
