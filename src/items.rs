@@ -297,7 +297,7 @@ impl<T: Terms> ReduceItem<'_, T> {
                     None => reduce::sheet(simd, terms, sheet, All, &centers, &mut sums, fetch),
                     Some(mask) => {
                         let counted =
-                            RowBits::new(mask, [first, sheet.rows, samples, columns.channels]);
+                            RowBits::new(mask, first, sheet.rows, samples, columns.channels);
                         reduce::sheet(simd, terms, sheet, &counted, &centers, &mut sums, fetch);
                     }
                 }
@@ -377,28 +377,38 @@ impl<M: Map> Kernel for MapItem<'_, M> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self, simd: S) {
-        let stores = self.plan.stores;
+        let streamed = self.streamed::<S>();
         // SAFETY: whoever runs the item vouches for inputs, output and coefficients.
         unsafe {
             if M::LONG {
                 return self.runs(simd);
             }
-            let mask = self.mask.filter(|_| M::MASKED);
-            match (self.plan.map_arrangement(), mask) {
-                (Arrangement::Planes, None) => self.planes(simd, |_, _| All),
-                (Arrangement::Planes, Some(mask)) => {
-                    self.planes(simd, |outer, start| mask.run(outer, start))
+            match self.plan.map_arrangement() {
+                Arrangement::Planes => {
+                    if M::MASKED
+                        && let Some(mask) = self.mask
+                    {
+                        self.planes(simd, |outer, start| mask.run(outer, start));
+                    } else {
+                        self.planes(simd, |_, _| All);
+                    }
                 }
-                (Arrangement::Sheet { samples }, _) => self.sheet(simd, samples, mask),
+                Arrangement::Sheet { samples } => self.sheet(simd, samples),
             }
         }
-        if stores == Stores::Streamed {
+        if streamed {
             simd.fence();
         }
     }
 }
 
 impl<M: Map> MapItem<'_, M> {
+    /// Whether the outputs are written past the cache.
+    #[inline(always)]
+    fn streamed<S: Simd>(&self) -> bool {
+        S::STREAMS && self.plan.stores == Stores::Streamed
+    }
+
     /// Memory in its order, run by run or row by row: the one loop of long expressions.
     ///
     /// # Safety
@@ -428,9 +438,9 @@ impl<M: Map> MapItem<'_, M> {
     #[inline(always)]
     unsafe fn planes<S: Simd, C: Counted>(self, simd: S, counted: impl Fn(usize, usize) -> C) {
         let view = self.plan.partition.view;
+        let streamed = self.streamed::<S>() && self.chunk.inner.len() >= LANES;
         let (map, table, Range { start, end }) = (self.map, self.table, self.chunk.inner);
         let (first, channels, len) = (self.channels.start, self.channels.len(), end - start);
-        let streamed = self.plan.stores == Stores::Streamed && len >= LANES;
         let ahead = match self.plan.partition.arrangement {
             // Parts of rows, whose next piece the processor does not guess.
             Arrangement::Sheet { .. } if streamed => view.offset(1, 0, 0),
@@ -445,7 +455,7 @@ impl<M: Map> MapItem<'_, M> {
                 let runs = RunsItem { map, at, runs: [together, len], counted, table, ahead };
                 // SAFETY: runs of the view, or a part of one, and the coefficients of their channels.
                 unsafe {
-                    if streamed {
+                    if S::STREAMS && streamed {
                         let next = at + view.offset(1, 0, 0);
                         simd.call(StreamItem { runs, next });
                     } else {
@@ -459,11 +469,12 @@ impl<M: Map> MapItem<'_, M> {
     /// # Safety
     /// As said of the item.
     #[inline(always)]
-    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize, mask: Option<&Mask>) {
+    unsafe fn sheet<S: Simd>(self, simd: S, samples: usize) {
         let view = &self.plan.partition.view;
+        let mask = self.mask.filter(|_| M::MASKED);
         let columns = Columns { samples, channels: self.channels.len(), inner: view.inner };
         let parts = columns.parts(self.plan, self.channels.start, self.chunk.outer.clone());
-        let streamed = self.plan.stores == Stores::Streamed;
+        let streamed = self.streamed::<S>();
         // Short rows are streamed as one run of memory. Parts of rows are streamed whatever their length:
         // forward over planes of 7 x 7, in strips of 245 to 980 columns, took 1.5 of a copy through the
         // cache and 0.9 past it.
@@ -494,36 +505,33 @@ impl<M: Map> MapItem<'_, M> {
             }
             Table { first: expanded[lead..].as_ptr(), pitch }
         };
-        let walk = if joined {
-            Walk::Joined { width: columns.len() }
-        } else if streamed {
-            Walk::Apart
+        let streamed = streamed.then_some(if joined {
+            Streamed::Joined { width: columns.len() }
         } else {
-            Walk::Through
-        };
+            Streamed::Apart
+        });
         let map = self.map;
         for Part { sheet, first, samples } in parts.into_iter().filter(|part| part.sheet.rows > 0) {
             // With a mask rows are met one by one.
             let rows = if mask.is_none() { map::side_by_side(map, &sheet) } else { 1 };
             let whole = sheet.cols == sheet.stride;
-            let ahead = match self.plan.ahead {
+            let mut ahead = self.plan.ahead;
+            if self.plan.fetch && rows > 1 && (whole || ahead == 0) {
                 // The processor does not guess what follows rows that are met side by side.
-                ahead if self.plan.fetch && rows > 1 && (whole || ahead == 0) => {
-                    rows * sheet.stride
-                }
-                ahead => ahead,
-            };
+                ahead = rows * sheet.stride;
+            }
             // SAFETY: rows of the view, and the coefficients of each column; if joined, rows
             // without a gap.
             unsafe {
-                match mask {
-                    None => simd.call(PartItem { map, sheet, walk, counted: All, table, ahead }),
-                    Some(mask) => {
-                        let (rows, samples) =
-                            if joined { (1, sheet.rows * samples) } else { (sheet.rows, samples) };
-                        let counted = &RowBits::new(mask, [first, rows, samples, columns.channels]);
-                        simd.call(PartItem { map, sheet, walk, counted, table, ahead });
-                    }
+                if M::MASKED
+                    && let Some(mask) = mask
+                {
+                    let (rows, samples) =
+                        if joined { (1, sheet.rows * samples) } else { (sheet.rows, samples) };
+                    let counted = &RowBits::new(mask, first, rows, samples, columns.channels);
+                    simd.call(PartItem { map, sheet, streamed, counted, table, ahead });
+                } else {
+                    simd.call(PartItem { map, sheet, streamed, counted: All, table, ahead });
                 }
             }
         }
@@ -588,7 +596,8 @@ impl<M: Map, C: Counted> Kernel for StreamItem<M, C> {
 struct PartItem<M: Map, R> {
     map: M,
     sheet: Sheet,
-    walk: Walk,
+    /// How they are written past the cache; through it where there is nothing.
+    streamed: Option<Streamed>,
     counted: R,
     table: TableOf<M>,
     /// How far ahead inputs are asked for.
@@ -600,46 +609,46 @@ impl<M: Map, R: Rows> Kernel for PartItem<M, R> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self, simd: S) {
-        let PartItem { map, sheet, walk, counted, table, ahead } = self;
+        let PartItem { map, sheet, streamed, counted, table, ahead } = self;
         let Sheet { at, stride, rows, cols } = sheet;
         // SAFETY: whoever runs the item vouches for the rows and their coefficients.
         unsafe {
-            match walk {
-                Walk::Joined { width } if R::Row::ALL => {
-                    map::stream_rows(simd, map, at, rows * cols, width, table);
-                }
-                Walk::Joined { width } => {
-                    let (len, of_all) = (rows * cols, counted.row(0));
-                    map::stream(simd, map, at, len, of_all, width, table, stride);
-                }
-                Walk::Apart => {
-                    for row in 0..rows {
-                        let (at, of_row) = (at + row * stride, counted.row(row));
-                        map::stream(simd, map, at, cols, of_row, cols, table, stride);
+            if S::STREAMS
+                && let Some(streamed) = streamed
+            {
+                match streamed {
+                    Streamed::Joined { width } if R::Row::ALL => {
+                        map::stream_rows(simd, map, at, rows * cols, width, table);
+                    }
+                    Streamed::Joined { width } => {
+                        let (len, of_all) = (rows * cols, counted.row(0));
+                        map::stream(simd, map, at, len, of_all, width, table, stride);
+                    }
+                    Streamed::Apart => {
+                        for row in 0..rows {
+                            let (at, of_row) = (at + row * stride, counted.row(row));
+                            map::stream(simd, map, at, cols, of_row, cols, table, stride);
+                        }
                     }
                 }
-                Walk::Through if R::Row::ALL => {
-                    map::sheet(simd, map, sheet, counted.row(0), table, ahead);
-                }
-                Walk::Through => {
-                    for row in 0..rows {
-                        let (at, of_row) = (at + row * stride, counted.row(row));
-                        let row = Sheet { at, stride, rows: 1, cols };
-                        map::sheet(simd, map, row, of_row, table, ahead);
-                    }
+            } else if R::Row::ALL {
+                map::sheet(simd, map, sheet, counted.row(0), table, ahead);
+            } else {
+                for row in 0..rows {
+                    let (at, of_row) = (at + row * stride, counted.row(row));
+                    let row = Sheet { at, stride, rows: 1, cols };
+                    map::sheet(simd, map, row, of_row, table, ahead);
                 }
             }
         }
     }
 }
 
-/// How the rows of a sheet are written.
+/// How rows of a sheet are written past the cache.
 #[derive(Clone, Copy)]
-enum Walk {
-    /// Past the cache, as one run of memory, whose coefficients begin anew after so many elements.
+enum Streamed {
+    /// As one run of memory, whose coefficients begin anew after so many elements.
     Joined { width: usize },
-    /// Past the cache, each by itself.
+    /// Each by itself.
     Apart,
-    /// Through the cache.
-    Through,
 }

@@ -320,7 +320,13 @@ pub(crate) struct RowBits<'a> {
 impl<'a> RowBits<'a> {
     /// Of `rows` rows of `samples` samples from `first` on, in each of which a run of every one of
     /// `channels` channels.
-    pub(crate) fn new(mask: &'a Mask, [first, rows, samples, channels]: [usize; 4]) -> RowBits<'a> {
+    pub(crate) fn new(
+        mask: &'a Mask,
+        first: usize,
+        rows: usize,
+        samples: usize,
+        channels: usize,
+    ) -> RowBits<'a> {
         if samples * mask.inner == 1 {
             return RowBits { mask, first, words: Vec::new(), per_row: 0 };
         }
@@ -475,7 +481,7 @@ mod tests {
             }
             for samples in [1, 2, 5] {
                 let rows = outer / samples;
-                let bits = RowBits::new(&mask, [0, rows, samples, 3]);
+                let bits = RowBits::new(&mask, 0, rows, samples, 3);
                 for row in 0..rows {
                     let expected: Vec<bool> = (0..samples)
                         .flat_map(|sample| {

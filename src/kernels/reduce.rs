@@ -134,10 +134,10 @@ pub(crate) unsafe fn run<S: Simd, T: Terms, C: Counted>(
 ) {
     // SAFETY: handed on to the caller.
     unsafe {
-        if off_center::<T>(&[center]) {
-            run_about(simd, terms, [at, next], len, counted, Some(center), lanes);
-        } else {
+        if T::EXACT && !off_center::<T>(&[center]) {
             run_about(simd, terms, [at, next], len, counted, None, lanes);
+        } else {
+            run_about(simd, terms, [at, next], len, counted, Some(center), lanes);
         }
     }
 }
@@ -169,7 +169,7 @@ unsafe fn run_about<S: Simd, T: Terms, C: Counted>(
         while i + 4 * LANES <= len {
             let four = [0, 1, 2, 3].map(|k| at + i + k * LANES);
             let bits = counted.word(i);
-            if bits == 0 && nothing::<S, T, C>(simd, terms, four, LANES) {
+            if bits == 0 && nothing::<S, T, C>(simd, terms, four) {
                 i += 4 * LANES;
                 continue;
             }
@@ -280,7 +280,7 @@ unsafe fn shares_of_four<S: Simd, T: Terms, C: Counted>(
     }
 }
 
-/// Whether the terms of four vectors of `n` elements, of which none counts, are known to be zero.
+/// Whether the terms of four vectors of elements of which none counts are known to be zero.
 ///
 /// # Safety
 /// As [`Terms::factors`], at each of the offsets.
@@ -289,15 +289,14 @@ unsafe fn nothing<S: Simd, T: Terms, C: Counted>(
     simd: S,
     terms: T,
     [a, b, c, d]: [usize; 4],
-    n: usize,
 ) -> bool {
     // SAFETY: handed on to the caller.
     unsafe {
         !C::ALL
-            && terms.adds_nothing(simd, a, n)
-            && terms.adds_nothing(simd, b, n)
-            && terms.adds_nothing(simd, c, n)
-            && terms.adds_nothing(simd, d, n)
+            && terms.adds_nothing(simd, a, LANES)
+            && terms.adds_nothing(simd, b, LANES)
+            && terms.adds_nothing(simd, c, LANES)
+            && terms.adds_nothing(simd, d, LANES)
     }
 }
 
@@ -495,7 +494,7 @@ unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
             while rows == ROWS && col + LANES <= sheet.cols {
                 let bits = if alike { of_first } else { bits_of(of_rows, col) };
                 let four = [0, 1, 2, 3].map(|k| at + col + k * sheet.stride);
-                if bits == 0 && nothing::<S, T, R::Row>(simd, terms, four, LANES) {
+                if bits == 0 && nothing::<S, T, R::Row>(simd, terms, four) {
                     col += LANES;
                     continue;
                 }
@@ -505,7 +504,7 @@ unsafe fn sheet_tile<S: Simd, T: Terms, R: Rows>(
                     }
                 }
                 let (at, sums) = ([at + col, sheet.stride], [sums[0].add(col), sums[1].add(col)]);
-                if centers.off.is_empty() || !centers.off[col / LANES] {
+                if T::EXACT && (centers.off.is_empty() || !centers.off[col / LANES]) {
                     columns::<S, T, R::Row>(simd, terms, at, ROWS, LANES, bits, None, sums);
                 } else {
                     let center = Some(S::F64::load(centers.values.as_ptr().add(col)));

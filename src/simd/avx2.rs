@@ -23,6 +23,7 @@ impl Simd for Avx2 {
     type F32 = Pair<F32x8>;
     type F64 = Pair<Pair<F64x4>>;
     type U16 = U16x16;
+    const STREAMS: bool = true;
 
     #[inline(always)]
     fn fence(self) {
@@ -36,7 +37,7 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the processor has what the token stands for; the rest is handed on to the caller.
         unsafe { run(kernel) }

@@ -49,7 +49,11 @@ pub trait Bits16: Copy {
     ///
     /// # Safety
     /// As [`Bits16::store`], and `p` is aligned to the size of the lanes.
-    unsafe fn stream(self, p: *mut u16);
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut u16) {
+        // SAFETY: this contract contains that of `store`.
+        unsafe { self.store(p) };
+    }
 
     /// The value of each lane, read as an `f16`.
     fn widen_f16(self) -> Self::Float;

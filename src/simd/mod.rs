@@ -78,7 +78,7 @@ mod neon;
 use crate::error::Error;
 pub use bits16::Bits16;
 pub(crate) use bits16::{narrow_bf16, narrow_f16, round_to_odd, widen_bf16, widen_f16};
-use float_mode::FloatMode;
+pub(crate) use float_mode::FloatMode;
 use std::ops::{Add, Div, Mul, Sub};
 use std::sync::OnceLock;
 
@@ -131,13 +131,17 @@ pub trait Vector:
     /// `p` is writable for `n` elements (no more is written).
     unsafe fn store_partial(self, p: *mut Self::Scalar, n: usize);
 
-    /// Writes all lanes past the cache where the instruction set can; [`Simd::fence`] must follow
-    /// before others read.
+    /// Writes all lanes past the cache where the instruction set can, which [`Simd::STREAMS`] says; [`Simd::fence`]
+    /// must follow before others read.
     ///
     /// # Safety
     /// As [`Vector::store`], and `p` is aligned to [`STREAM_ALIGNMENT`] or to the size of the
     /// vector, whichever is less.
-    unsafe fn stream(self, p: *mut Self::Scalar);
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut Self::Scalar) {
+        // SAFETY: this contract contains that of `store`.
+        unsafe { self.store(p) };
+    }
 
     /// Each lane in `f64`, exactly.
     fn widen(self) -> Self::Wide;
@@ -180,14 +184,23 @@ pub trait Simd: Copy {
     /// Sixteen numbers of 16 bits.
     type U16: Bits16<Float = Self::F32>;
 
-    /// Orders streamed stores before whatever follows.
-    fn fence(self);
+    /// Whether vectors can be written past the cache. Where they cannot, no loop that would do so is compiled.
+    const STREAMS: bool;
 
-    /// Asks for the line at `p` to be brought into the cache; any address will do.
-    fn prefetch<T>(self, p: *const T);
+    /// Orders streamed stores before whatever follows.
+    #[inline(always)]
+    fn fence(self) {}
+
+    /// Asks for the line at `p` to be brought into the cache, where the instruction set can; any address will do.
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        let _ = p;
+    }
 
     /// Runs a kernel as a function of its own. Loops that are inlined into one large function have few
     /// registers left: a row of 256 columns took 38 instructions for 16 elements, and 28 like this.
+    /// Implementations are `#[inline(never)]` and have no target feature themselves: some compilers (1.95) drop that
+    /// attribute of a function with features where it is called from one without.
     ///
     /// # Safety
     /// That of the kernel's `run`.
@@ -325,9 +338,9 @@ impl Level {
     #[inline]
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         let _mode = FloatMode::standard();
-        // SAFETY: the caller vouches for the kernel. A `Level` other than `Scalar` comes from
-        // `Level::supported`, which asked the processor for it; NEON is part of every 64-bit ARM
-        // processor that Rust knows.
+        // SAFETY: the caller vouches for the kernel. The level that an `Execution` holds, which is the only one that comes
+        // here, comes from `Level::current`, which asked the processor for it; NEON is part of every 64-bit ARM processor
+        // that Rust knows.
         unsafe {
             match self {
                 Level::Scalar => kernel.run(scalar::Scalar),

@@ -25,14 +25,9 @@ impl Simd for Neon {
     type F32 = Pair<Pair<F32x4>>;
     type F64 = Pair<Pair<Pair<F64x2>>>;
     type U16 = Pair<Pair<U16x4>>;
+    const STREAMS: bool = false;
 
-    #[inline(always)]
-    fn fence(self) {}
-
-    #[inline(always)]
-    fn prefetch<T>(self, _: *const T) {}
-
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the processor has what the token stands for; the rest is handed on to the caller.
         unsafe { run(kernel) }
@@ -99,12 +94,6 @@ macro_rules! vector {
                     self.store(lanes.as_mut_ptr());
                     p.copy_from_nonoverlapping(lanes.as_ptr(), n);
                 }
-            }
-
-            #[inline(always)]
-            unsafe fn stream(self, p: *mut $scalar) {
-                // SAFETY: the caller's contract contains that of `store`.
-                unsafe { self.store(p) }
             }
 
             #[inline(always)]
@@ -296,12 +285,6 @@ impl Bits16 for U16x4 {
             let bits = vget_lane_u64::<0>(vreinterpret_u64_u16(self.0));
             bits16::scatter([bits, 0], p, n);
         }
-    }
-
-    #[inline(always)]
-    unsafe fn stream(self, p: *mut u16) {
-        // SAFETY: the caller's contract contains that of `store`.
-        unsafe { self.store(p) }
     }
 
     // The conversions of binary16 are part of every NEON; their intrinsics in Rust are not stable in

@@ -11,12 +11,7 @@ impl Simd for Scalar {
     type F32 = Lanes<f32>;
     type F64 = Lanes<f64>;
     type U16 = Bits;
-
-    #[inline(always)]
-    fn fence(self) {}
-
-    #[inline(always)]
-    fn prefetch<T>(self, _: *const T) {}
+    const STREAMS: bool = false;
 
     #[inline(never)]
     unsafe fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -128,12 +123,6 @@ where
     }
 
     #[inline(always)]
-    unsafe fn stream(self, p: *mut T) {
-        // SAFETY: the caller's contract contains that of `store`.
-        unsafe { self.store(p) };
-    }
-
-    #[inline(always)]
     fn widen(self) -> Lanes<f64> {
         Lanes(each(self.0, Into::into))
     }
@@ -212,28 +201,22 @@ impl Bits16 for Bits {
         unsafe { p.copy_from_nonoverlapping(self.0.as_ptr(), n) };
     }
 
-    #[inline(always)]
-    unsafe fn stream(self, p: *mut u16) {
-        // SAFETY: the caller's contract contains that of `store`.
-        unsafe { self.store(p) };
-    }
-
-    #[inline(always)]
+    #[inline(never)]
     fn widen_f16(self) -> Lanes<f32> {
         Lanes(each(self.0, bits16::widen_f16))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn widen_bf16(self) -> Lanes<f32> {
         Lanes(each(self.0, bits16::widen_bf16))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn narrow_f16(float: Lanes<f32>) -> Self {
         Bits(each(float.0, bits16::narrow_f16))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn narrow_bf16(float: Lanes<f32>) -> Self {
         Bits(each(float.0, bits16::narrow_bf16))
     }
