@@ -50,9 +50,9 @@ impl View {
             return Err(Error::Axis { axis: axis as isize, ndim: shape.len() });
         }
         Ok(View {
-            outer: shape[..axis].iter().product(),
+            outer: product(&shape[..axis]),
             channels: shape[axis],
-            inner: shape[axis + 1..].iter().product(),
+            inner: product(&shape[axis + 1..]),
         })
     }
 
@@ -72,8 +72,7 @@ impl View {
         assert_eq!(shape.len(), strides.len(), "one stride for each axis");
         let channels = shape[axis];
         if shape.contains(&0) {
-            let others =
-                shape.iter().enumerate().filter(|&(i, _)| i != axis).map(|(_, &n)| n).product();
+            let others = product(&shape[..axis]).saturating_mul(product(&shape[axis + 1..]));
             return Some(View { outer: others, channels, inner: 1 });
         }
         // Walk from the fastest axis to the slowest: each must step over exactly what lies within
@@ -82,26 +81,25 @@ impl View {
         let (mut inner, mut outer) = (1, 1);
         let mut within = 1;
         let mut seen_channels = false;
-        let total: usize = shape.iter().product();
+        let total = product(shape);
         while within < total {
             let expected = isize::try_from(within.checked_mul(itemsize)?).ok()?;
             let next = (0..shape.len()).rev().find(|&i| shape[i] > 1 && strides[i] == expected)?;
             if next == axis {
                 seen_channels = true;
-            } else if seen_channels {
-                outer *= shape[next];
             } else {
-                inner *= shape[next];
+                let side = if seen_channels { &mut outer } else { &mut inner };
+                *side = product(&[*side, shape[next]]);
             }
-            within *= shape[next];
+            within = product(&[within, shape[next]]);
         }
         // One channel has no place among the axes, so all of it is one run.
         Some(View { outer, channels, inner })
     }
 
-    /// All elements.
+    /// All elements; `usize::MAX` if they are more, which no memory holds.
     pub fn len(&self) -> usize {
-        self.outer * self.channels * self.inner
+        product(&[self.outer, self.channels, self.inner])
     }
 
     /// Whether there is no element.
@@ -109,9 +107,9 @@ impl View {
         self.len() == 0
     }
 
-    /// Elements of each channel.
+    /// Elements of each channel; `usize::MAX` if they are more.
     pub fn count(&self) -> usize {
-        self.outer * self.inner
+        product(&[self.outer, self.inner])
     }
 
     /// Where element `(outer, channel, inner)` is.
@@ -140,6 +138,16 @@ impl View {
     ) -> Result<(), Error> {
         Error::check_length(argument, self.channels, vector.len())
     }
+}
+
+/// The product of some lengths, or the largest number if that is less: a product that wrapped around could be the length
+/// of a slice that does not hold the elements.
+fn product(lengths: &[usize]) -> usize {
+    // A zero after an overflow still says that there is nothing.
+    if lengths.contains(&0) {
+        return 0;
+    }
+    lengths.iter().fold(1, |product: usize, &length| product.saturating_mul(length))
 }
 
 #[cfg(test)]
@@ -205,6 +213,20 @@ mod tests {
         assert_eq!(view, View { outer: 70_000, channels: 64, inner: 90_000 });
         assert_eq!(view.len(), 403_200_000_000);
         assert_eq!(view.offset(69_999, 63, 89_999), view.len() - 1);
+    }
+
+    #[test]
+    fn lengths_that_overflow_fit_no_slice() {
+        let half = 1 << (usize::BITS - 1);
+        // Wrapped around, this would be two elements.
+        let view = View { outer: half + 1, channels: 2, inner: 1 };
+        assert_eq!(view.len(), usize::MAX);
+        assert!(view.check("x", &[0.0_f32; 2]).is_err());
+        let view = View { outer: 2, channels: 0, inner: half };
+        assert_eq!((view.len(), view.count()), (0, usize::MAX));
+        let view = View::contiguous(&[half, 4, 3], 2).unwrap();
+        assert_eq!(view, View { outer: usize::MAX, channels: 3, inner: 1 });
+        assert_eq!(View::contiguous(&[half, 4, 0, 3], 3).unwrap().outer, 0);
     }
 
     proptest! {
