@@ -7,6 +7,7 @@
 use crate::element::{Element, Real};
 use crate::error::Error;
 use crate::moments::{Moments, invstd};
+use crate::simd::FloatMode;
 use crate::view::View;
 
 /// `y = (x - mean) * scale + bias` for each channel, in `f64`.
@@ -62,6 +63,7 @@ impl Affine {
         eps: f64,
     ) -> Result<Affine, Error> {
         check("running_var", running_mean.len(), Some(running_var))?;
+        let _mode = FloatMode::standard();
         let invstd = running_var.iter().map(|&var| invstd(var, eps)).collect();
         Affine::normalising(running_mean.to_vec(), invstd, weight, bias)
     }
@@ -74,6 +76,7 @@ impl Affine {
     ) -> Result<Affine, Error> {
         check("weight", mean.len(), weight)?;
         check("bias", mean.len(), bias)?;
+        let _mode = FloatMode::standard();
         if let Some(weight) = weight {
             scale.iter_mut().zip(weight).for_each(|(scale, weight)| *scale *= weight);
         }
@@ -135,6 +138,7 @@ impl Affine {
         Error::check_length("mean", channels, self.mean.len())?;
         bias.map_or(Ok(()), |bias| Error::check_length("bias", channels, bias.len()))?;
 
+        let _mode = FloatMode::standard();
         let mut folded = Vec::with_capacity(weight.len());
         let mut runs = weight.chunks_exact(outputs.inner.max(1));
         for outer in 0..outputs.outer {
@@ -200,9 +204,10 @@ pub(crate) fn factor<R: Real>(value: f64) -> R {
 #[inline(always)]
 pub(crate) fn split<R: Real>(value: f64) -> [R; 2] {
     let high = R::from_f64(value);
-    let rest = value - high.to_f64();
-    // Nothing is left of an infinite value; infinity - infinity would make it NaN.
-    [high, R::from_f64(if rest.is_nan() { 0.0 } else { rest })]
+    // Nothing is left where that is infinite, whether the value is or is only beyond `R`: a difference of infinities would
+    // be NaN.
+    let rest = if high.to_f64().is_infinite() { 0.0 } else { value - high.to_f64() };
+    [high, R::from_f64(rest)]
 }
 
 #[cfg(test)]
@@ -216,6 +221,8 @@ mod tests {
         assert_eq!((high, low), (1.0, 2.0_f32.powi(-30)));
         assert_eq!(split::<f64>(value), [value, 0.0]);
         assert_eq!(split::<f32>(f64::INFINITY), [f32::INFINITY, 0.0]);
+        assert_eq!(split::<f32>(-1e39), [f32::NEG_INFINITY, 0.0]);
+        assert!(split::<f32>(f64::NAN)[0].is_nan());
     }
 
     #[test]

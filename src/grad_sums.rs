@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::moments::Moments;
+use crate::simd::FloatMode;
 use crate::sweep::Sums;
 
 /// `Σ dy` and `Σ dy (x - mean)` of each channel, in `f64`. Those of parts add up to those of the
@@ -64,6 +65,7 @@ impl GradSums {
     /// [`Error::Length`] if the channels differ in number.
     pub fn add(&self, other: &GradSums) -> Result<GradSums, Error> {
         Error::check_length("other", self.sum_dy.len(), other.sum_dy.len())?;
+        let _mode = FloatMode::standard();
         let add = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a + b).collect();
         Ok(GradSums {
             sum_dy: add(&self.sum_dy, &other.sum_dy),

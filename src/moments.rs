@@ -19,6 +19,7 @@
 //!    [`Moments::merge`].
 
 use crate::error::Error;
+use crate::simd::FloatMode;
 use crate::sweep::Sums;
 
 /// Statistics of each channel, in `f64`.
@@ -82,12 +83,14 @@ impl Moments {
     /// normalises, 1 the unbiased one. NaN, or infinite, where there are no more than `ddof`
     /// values.
     pub fn var(&self, ddof: f64) -> Vec<f64> {
+        let _mode = FloatMode::standard();
         let n = (self.count as f64 - ddof).max(0.0);
         self.m2.iter().map(|m2| m2 / n).collect()
     }
 
     /// `1 / sqrt(var + eps)` of each channel.
     pub fn invstd(&self, eps: f64) -> Vec<f64> {
+        let _mode = FloatMode::standard();
         self.m2.iter().map(|&m2| invstd(biased_var(self.count, m2), eps)).collect()
     }
 
@@ -98,6 +101,7 @@ impl Moments {
     /// 2⁶⁴ or more.
     pub fn merge(&self, other: &Moments) -> Result<Moments, Error> {
         Error::check_length("other", self.mean.len(), other.mean.len())?;
+        let _mode = FloatMode::standard();
         // Seen from the larger part, the mean moves least, and rounds least.
         let (large, small) = if self.count < other.count { (other, self) } else { (self, other) };
         if small.count == 0 {
@@ -135,6 +139,7 @@ impl Moments {
     ) -> Result<(), Error> {
         Error::check_length("running_mean", self.mean.len(), running_mean.len())?;
         Error::check_length("running_var", self.mean.len(), running_var.len())?;
+        let _mode = FloatMode::standard();
         if self.count == 1 {
             let (argument, purpose) = ("moments", "an unbiased variance");
             return Err(Error::TooFewValues { argument, purpose, got: 1 });

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::moments::{self, Moments};
+use crate::simd::FloatMode;
 
 /// Batch renormalization (Ioffe 2017, "Batch Renormalization: Towards Reducing Minibatch Dependence in
 /// Batch-Normalized Models", Algorithm 1): normalised values are moved on to where the running
@@ -69,6 +70,7 @@ impl<'a> Renorm<'a> {
     /// [`Error::Length`] if `moments` has other channels.
     pub fn corrections(&self, moments: &Moments, eps: f64) -> Result<[Vec<f64>; 2], Error> {
         Error::check_length("moments", self.running_mean.len(), moments.mean().len())?;
+        let _mode = FloatMode::standard();
         let (r, d) = (0..moments.mean().len())
             .map(|c| {
                 let var = moments::biased_var(moments.count(), moments.m2()[c]);
@@ -91,15 +93,11 @@ impl<'a> Renorm<'a> {
         bias: Option<&[f64]>,
         eps: f64,
     ) -> Result<[Vec<f64>; 2], Error> {
-        let [mut r, mut d] = self.corrections(moments, eps)?;
+        let [r, d] = self.corrections(moments, eps)?;
         for (argument, vector) in [("weight", weight), ("bias", bias)] {
             vector.map_or(Ok(()), |v| Error::check_length(argument, r.len(), v.len()))?;
         }
-        for c in 0..r.len() {
-            let (weight, bias) = (weight.map_or(1.0, |v| v[c]), bias.map_or(0.0, |v| v[c]));
-            [r[c], d[c]] = parameters([r[c], d[c]], weight, bias);
-        }
-        Ok([r, d])
+        Ok(of_all([&r, &d], weight, bias))
     }
 
     /// The channels' running mean and variance.
@@ -122,6 +120,21 @@ impl<'a> Renorm<'a> {
 #[inline(always)]
 pub(crate) fn parameters([r, d]: [f64; 2], weight: f64, bias: f64) -> [f64; 2] {
     [r * weight, d * weight + bias]
+}
+
+/// [`parameters`] of all channels, of which the corrections are given.
+pub(crate) fn of_all(
+    [r, d]: [&[f64]; 2],
+    weight: Option<&[f64]>,
+    bias: Option<&[f64]>,
+) -> [Vec<f64>; 2] {
+    let _mode = FloatMode::standard();
+    let of_channel = |c: usize| {
+        let (weight, bias) = (weight.map_or(1.0, |v| v[c]), bias.map_or(0.0, |v| v[c]));
+        parameters([r[c], d[c]], weight, bias).into()
+    };
+    let (weights, biases) = (0..r.len()).map(of_channel).unzip::<f64, f64, Vec<_>, Vec<_>>();
+    [weights, biases]
 }
 
 /// `value` within bounds; NaN stays NaN.

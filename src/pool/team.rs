@@ -3,6 +3,7 @@
 //! A call takes part in its own work and asks the pool for the others only, so that one thread
 //! needs no pool and a nested or concurrent call cannot wait for itself.
 
+use crate::simd::FloatMode;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -69,6 +70,7 @@ impl Job {
 
     /// Takes items until there are none.
     fn work(&self) {
+        let _mode = FloatMode::standard();
         loop {
             let item = self.next.fetch_add(1, Ordering::Relaxed);
             if item >= self.items {
@@ -126,25 +128,30 @@ struct Helpers {
     pool: ThreadPool,
 }
 
+impl Helpers {
+    /// What is in a slot, if its threads are those of `process`.
+    fn of(slot: &AtomicPtr<Helpers>, process: u32) -> Option<&'static Helpers> {
+        // SAFETY: a pointer in a slot comes from the `Box::into_raw` in `helpers`, and what is in a slot is never freed.
+        let helpers = unsafe { slot.load(Ordering::Acquire).as_ref() };
+        helpers.filter(|helpers| helpers.process == process)
+    }
+}
+
 /// A pool of at least `n` threads (fewer if `n` is beyond reason), or `None` where the system gives
 /// none.
 ///
-/// Pools come in powers of two, each made when it is first asked for and kept. After `fork` the
-/// threads of the parent's pools do not exist in the child, so a pool of another process is
-/// replaced, and leaked, as dropping it would wait for those threads.
+/// Pools come in powers of two, each made when there is none that is as large, and kept: after [`prepare`] no call for fewer
+/// threads makes one. After `fork` the threads of the parent's pools do not exist in the child, so a pool of another
+/// process is replaced, and leaked, as dropping it would wait for those threads.
 fn helpers(n: usize) -> Option<&'static ThreadPool> {
     static POOLS: [AtomicPtr<Helpers>; 12] = [const { AtomicPtr::new(ptr::null_mut()) }; 12];
     let class = (n.next_power_of_two().trailing_zeros() as usize).min(POOLS.len() - 1);
-    let slot = &POOLS[class];
     let process = std::process::id();
-    let current = slot.load(Ordering::Acquire);
-    // SAFETY: a pointer in a slot comes from the `Box::into_raw` below, and what is in a slot is
-    // never freed.
-    if let Some(helpers) = unsafe { current.as_ref() }
-        && helpers.process == process
-    {
+    if let Some(helpers) = POOLS[class..].iter().find_map(|slot| Helpers::of(slot, process)) {
         return Some(&helpers.pool);
     }
+    let slot = &POOLS[class];
+    let current = slot.load(Ordering::Acquire);
     let pool = ThreadPoolBuilder::new()
         .num_threads(1 << class)
         .thread_name(|i| format!("rustbn-{i}"))
@@ -153,18 +160,11 @@ fn helpers(n: usize) -> Option<&'static ThreadPool> {
     // Every thread has begun, and made what it makes once, when this returns.
     pool.broadcast(|_| ());
     let made = Box::into_raw(Box::new(Helpers { process, pool }));
-    match slot.compare_exchange(current, made, Ordering::AcqRel, Ordering::Acquire) {
-        // SAFETY: as above.
-        Ok(_) => Some(unsafe { &(*made).pool }),
-        Err(theirs) => {
-            // SAFETY: `made` is ours alone, and another thread of this process was first with
-            // `theirs`.
-            unsafe {
-                drop(Box::from_raw(made));
-                Some(&(*theirs).pool)
-            }
-        }
+    if slot.compare_exchange(current, made, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        // SAFETY: it never came into a slot, so it is ours alone: another thread of this process was first.
+        drop(unsafe { Box::from_raw(made) });
     }
+    Helpers::of(slot, process).map(|helpers| &helpers.pool)
 }
 
 #[cfg(test)]

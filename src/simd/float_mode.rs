@@ -2,12 +2,13 @@
 //!
 //! Programs change it: `torch.set_flush_denormal(True)` and libraries built with `-ffast-math` make
 //! the calling thread flush subnormals to zero, while threads that were there before do not.
-//! Results must not depend on either, so the standard mode holds while a kernel runs.
+//! Results must not depend on either, so the standard mode holds while a kernel runs, and wherever numbers of an
+//! argument or a result are computed or rounded outside kernels.
 
 use core::arch::asm;
 
 /// The mode that was found, put back when this goes out of scope.
-pub(super) struct FloatMode {
+pub(crate) struct FloatMode {
     found: Option<Register>,
 }
 
@@ -34,7 +35,7 @@ const IGNORED: Register = 0;
 impl FloatMode {
     /// Sets the standard mode.
     #[inline(always)]
-    pub(super) fn standard() -> FloatMode {
+    pub(crate) fn standard() -> FloatMode {
         let mode = read();
         if mode & !IGNORED == STANDARD {
             return FloatMode { found: None };
