@@ -33,6 +33,7 @@ use crate::kernels::map::{Stores, Table};
 use crate::mask::Batch;
 use crate::moments::{self, Moments};
 use crate::schedule::Plan;
+use crate::simd::FloatMode;
 use crate::sweep;
 use crate::view::View;
 
@@ -86,10 +87,8 @@ pub fn backward_apply<'a, E: Element>(
             batch,
             dy.as_ptr(),
             x.as_ptr(),
-            moments,
             sums,
-            weight,
-            eps,
+            Differentiate { moments, weight, eps },
             dx.as_mut_ptr(),
             execution,
         );
@@ -123,9 +122,7 @@ pub fn batch_norm_backward<'a, E: Element>(
             batch,
             Upstream { dy: dy.as_ptr(), gate: None },
             x.as_ptr(),
-            moments,
-            weight,
-            eps,
+            Differentiate { moments, weight, eps },
             dx.as_mut_ptr(),
             execution,
         )
@@ -191,20 +188,23 @@ pub(crate) unsafe fn backward_reduce_raw<E: Element>(
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
+    let _mode = FloatMode::standard();
     let plan = Plan::new(view, size_of::<E>(), 2, execution).alone();
     // SAFETY: handed on to the caller.
-    let sums = unsafe {
-        sweep::reduce(&plan, execution.level, mask, GradTerms::new(dy, x, moments, mask.is_some()))
-    };
+    let sums =
+        unsafe { sweep::reduce(&plan, mask, GradTerms::new(dy, x, moments, mask.is_some())) };
     GradSums::from_sums(&sums, moments)
 }
 
 /// From gradient sums to the coefficients of `dx`.
 #[derive(Clone, Copy)]
-struct Differentiate<'a> {
-    moments: &'a Moments,
-    weight: Option<&'a [f64]>,
-    eps: f64,
+pub(crate) struct Differentiate<'a> {
+    /// The statistics that normalised.
+    pub(crate) moments: &'a Moments,
+    /// Scale of each channel, if it is not 1.
+    pub(crate) weight: Option<&'a [f64]>,
+    /// Added to the variance.
+    pub(crate) eps: f64,
 }
 
 impl<R: Real> Finish<R, 5> for Differentiate<'_> {
@@ -240,33 +240,23 @@ impl<R: Real> Finish<R, 5> for Differentiate<'_> {
 ///
 /// # Safety
 /// `dy` and `x` are readable and `dx` writable for the batch; `dx` is `dy`, is `x`, or shares no memory
-/// with them; `moments`, `sums` and `weight` have its channels.
-#[allow(clippy::too_many_arguments)]
+/// with them; `sums` and `finish` have its channels.
 pub(crate) unsafe fn backward_apply_raw<E: Element>(
     batch: Batch<'_>,
     dy: *const E,
     x: *const E,
-    moments: &Moments,
     sums: &GradSums,
-    weight: Option<&[f64]>,
-    eps: f64,
+    finish: Differentiate<'_>,
     dx: *mut E,
     execution: Execution,
 ) {
-    let Batch { view, mask } = batch;
-    if view.is_empty() {
+    if batch.view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 2, execution).writing(dy, dx);
-    let finish = Differentiate { moments, weight, eps };
-    let table = sweep::finished(
-        execution.level,
-        finish,
-        moments.mean(),
-        [sums.sum_dy(), sums.sum_dy_xmu()],
-    );
+    let (mean, sums) = (finish.moments.mean(), [sums.sum_dy(), sums.sum_dy_xmu()]);
+    let table = sweep::finished(execution.level, finish, mean, sums);
     // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, mask, BackwardApply { dy, x, dx }, &table) };
+    unsafe { sweep::map(batch, execution, BackwardApply { dy, x, dx }, &table) };
 }
 
 /// What comes from above: `dy`, or what an activation behind the normalisation makes of it.
@@ -304,12 +294,10 @@ pub(crate) unsafe fn gate_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let inputs = 2 + epilogue.inputs();
-    let plan = Plan::elementwise(view, size_of::<E>(), inputs, execution).writing(dy, dz);
     let table = forward::table(affine, execution.level);
     let map = GateMap { dy, x, then: then(epilogue), dz };
     // SAFETY: handed on to the caller.
-    unsafe { sweep::map(&plan, execution.level, None, map, &table) };
+    unsafe { sweep::map(view.into(), execution, map, &table) };
 }
 
 /// An epilogue of training as kernels see it.
@@ -322,51 +310,41 @@ fn then<E>(RawEpilogue { residual, activation }: RawEpilogue<E>) -> Then<E, Gate
 ///
 /// # Safety
 /// `dy`, `x` and a residual are readable and `dx` and `dz` writable for the batch; `dx` is `dy` or
-/// shares no memory with them; `dz` is `dx` or `dy` or shares no memory with any; `moments`, `weight`
-/// and the affine have the channels of the batch; the activation is a gate.
-#[allow(clippy::too_many_arguments)]
+/// shares no memory with them; `dz` is `dx` or `dy` or shares no memory with any; `finish` and the affine have the channels
+/// of the batch; the activation is a gate.
 pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     batch: Batch<'_>,
     upstream: Upstream<'_, E>,
     x: *const E,
-    moments: &Moments,
-    weight: Option<&[f64]>,
-    eps: f64,
+    finish: Differentiate<'_>,
     dx: *mut E,
     execution: Execution,
 ) -> GradSums {
-    let Batch { view, mask } = batch;
+    let (Batch { view, mask }, moments) = (batch, finish.moments);
     if view.is_empty() {
         return GradSums::zero(view.channels);
     }
+    let _mode = FloatMode::standard();
     let Upstream { dy, gate } = upstream;
     let inputs = 2 + gate.map_or(0, |gate| 1 + gate.epilogue.inputs());
     let plan = Plan::new(view, size_of::<E>(), inputs, execution);
-    let finish = Differentiate { moments, weight, eps };
-    let level = execution.level;
+    let sweeps = |dy| (GradTerms::new(dy, x, moments, mask.is_some()), BackwardApply { dy, x, dx });
     let Some(Gating { epilogue, affine, dz }) = gate else {
-        let plan = plan.writing(dy, dx);
-        let (terms, map) =
-            (GradTerms::new(dy, x, moments, mask.is_some()), BackwardApply { dy, x, dx });
         // SAFETY: handed on to the caller; a block's sums are complete before the first of its
         // outputs is written.
-        let sums = unsafe { sweep::fused(&plan, level, mask, |_, _| {}, terms, map, finish) };
+        let sums = unsafe { sweep::fused(&plan, mask, |_, _| {}, sweeps(dy), finish) };
         return GradSums::from_sums(&sums, moments);
     };
-    let coefficients = forward::table::<E::Real>(affine, level);
+    let coefficients = forward::table::<E::Real>(affine, plan.level);
     let table = Table::new(coefficients.as_ptr(), view.channels);
     // What is written here is read soon.
     let first = Plan { stores: Stores::Ordinary, ahead: 0, ..plan };
-    let plan = plan.writing(dz, dx);
     let gate = GateMap { dy, x, then: then(epilogue), dz };
     // SAFETY: `fused` calls this for each block and chunk once, before it reads `dz` there; the table
     // outlives it; the rest is handed on to the caller.
     let before =
-        |block, chunk| unsafe { sweep::map_item(&first, level, None, gate, table, block, chunk) };
-    let dy = dz.cast_const();
-    let (terms, map) =
-        (GradTerms::new(dy, x, moments, mask.is_some()), BackwardApply { dy, x, dx });
+        |block, chunk| unsafe { sweep::map_item(&first, None, gate, table, [block, chunk]) };
     // SAFETY: handed on to the caller.
-    let sums = unsafe { sweep::fused(&plan, level, mask, before, terms, map, finish) };
+    let sums = unsafe { sweep::fused(&plan, mask, before, sweeps(dz.cast_const()), finish) };
     GradSums::from_sums(&sums, moments)
 }

@@ -112,8 +112,15 @@ pub(crate) trait Stage<E: Element>: Copy + Sync {
     /// See [`Function::LONG`].
     const LONG: bool = false;
 
+    /// What is added to normalised values; null for nothing.
+    fn residual(self) -> *const E {
+        std::ptr::null()
+    }
+
     /// Arrays that are read beside x.
-    fn inputs(self) -> usize;
+    fn inputs(self) -> usize {
+        usize::from(!self.residual().is_null())
+    }
 
     /// Asks for inputs at offset `at`, which may lie beyond their end.
     fn prefetch<S: Simd>(self, simd: S, at: usize);
@@ -136,11 +143,6 @@ pub(crate) trait Stage<E: Element>: Copy + Sync {
 pub(crate) struct Nothing;
 
 impl<E: Element> Stage<E> for Nothing {
-    #[inline(always)]
-    fn inputs(self) -> usize {
-        0
-    }
-
     #[inline(always)]
     fn prefetch<S: Simd>(self, _: S, _: usize) {}
 
@@ -192,8 +194,8 @@ impl<E: Element, F: Function> Stage<E> for Then<E, F> {
     const LONG: bool = F::LONG;
 
     #[inline(always)]
-    fn inputs(self) -> usize {
-        usize::from(!self.residual.is_null())
+    fn residual(self) -> *const E {
+        self.residual
     }
 
     #[inline(always)]

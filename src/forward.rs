@@ -14,7 +14,7 @@ use crate::mask::Batch;
 use crate::moments::{self, Moments};
 use crate::renorm::{self, Renorm};
 use crate::schedule::Plan;
-use crate::simd::Level;
+use crate::simd::{FloatMode, Level};
 use crate::sweep;
 use crate::view::View;
 
@@ -118,11 +118,11 @@ pub fn batch_norm<'a, E: Element>(
         let purpose = "batch statistics";
         return Err(Error::TooFewValues { argument: "mask", purpose, got: 0 });
     }
-    let (epilogue, y) = (epilogue.raw(), y.as_mut_ptr());
-    let x = x.as_ptr();
+    let finish = Normalise { count: batch.count(), weight, bias, eps, renorm: None };
+    let (x, epilogue, y) = (x.as_ptr(), epilogue.raw(), y.as_mut_ptr());
     // SAFETY: all are exactly the elements of the batch, a `&mut` shares memory with nothing, and
     // count, vectors and activation were checked.
-    Ok(unsafe { batch_norm_raw(batch, x, weight, bias, eps, None, epilogue, y, execution) })
+    Ok(unsafe { batch_norm_raw(batch, x, finish, epilogue, y, execution) })
 }
 
 /// [`moments`] of the elements at `x`.
@@ -138,10 +138,11 @@ pub(crate) unsafe fn moments_raw<E: Element>(
     if view.is_empty() || count == 0 {
         return Moments::none(view.channels, count);
     }
+    let _mode = FloatMode::standard();
     let plan = Plan::new(view, size_of::<E>(), 1, execution).alone();
     let terms = MomentTerms::new(batch, x);
     // SAFETY: the caller vouches for `x`; it is not empty.
-    let sums = unsafe { sweep::reduce(&plan, execution.level, mask, terms) };
+    let sums = unsafe { sweep::reduce(&plan, mask, terms) };
     Moments::from_sums(count, &sums)
 }
 
@@ -178,12 +179,9 @@ pub(crate) unsafe fn apply_table_raw<E: Element>(
     if view.is_empty() {
         return;
     }
-    let plan = Plan::elementwise(view, size_of::<E>(), 1 + epilogue.inputs(), execution)
-        .writing(x, y)
-        .writing(epilogue.residual, y);
     with_stage!(epilogue, stage => {
         // SAFETY: handed on to the caller.
-        unsafe { sweep::map(&plan, execution.level, None, Apply { x, y, stage }, table) };
+        unsafe { sweep::map(view.into(), execution, Apply { x, y, stage }, table) };
     });
 }
 
@@ -191,32 +189,27 @@ pub(crate) unsafe fn apply_table_raw<E: Element>(
 ///
 /// # Safety
 /// `x` and a residual are readable and `y` writable for the batch; `y` is one of them or shares no
-/// memory with them; a position counts, or the batch is empty; `weight`, `bias` and `renorm` have its
-/// channels; the activation is a gate.
-#[allow(clippy::too_many_arguments)]
+/// memory with them; a position counts, or the batch is empty; `finish` is of its count and channels; the activation is
+/// a gate.
 pub(crate) unsafe fn batch_norm_raw<E: Element>(
     batch: Batch<'_>,
     x: *const E,
-    weight: Option<&[f64]>,
-    bias: Option<&[f64]>,
-    eps: f64,
-    renorm: Option<Renorm<'_>>,
+    finish: Normalise<'_>,
     epilogue: RawEpilogue<E>,
     y: *mut E,
     execution: Execution,
 ) -> Moments {
-    let (Batch { view, mask }, count) = (batch, batch.count());
+    let (Batch { view, mask }, count) = (batch, finish.count);
     if view.is_empty() {
         return Moments::none(view.channels, count);
     }
+    let _mode = FloatMode::standard();
     // A residual is read by the second sweep alone and need not stay in the cache.
-    let plan =
-        Plan::new(view, size_of::<E>(), 1, execution).writing(x, y).writing(epilogue.residual, y);
-    let finish = Normalise { count, weight, bias, eps, renorm };
+    let plan = Plan::new(view, size_of::<E>(), 1, execution);
     let sums = with_training_stage!(epilogue, stage => {
-        let (terms, map) = (MomentTerms::new(batch, x), Apply { x, y, stage });
+        let sweeps = (MomentTerms::new(batch, x), Apply { x, y, stage });
         // SAFETY: the caller vouches for `x`, `y` and the residual; the batch is not empty.
-        unsafe { sweep::fused(&plan, execution.level, mask, |_, _| {}, terms, map, finish) }
+        unsafe { sweep::fused(&plan, mask, |_, _| {}, sweeps, finish) }
     });
     Moments::from_sums(count, &sums)
 }
@@ -311,12 +304,17 @@ fn of_channels<R: Real>(
 
 /// From sums about pivots to the coefficients of the normalisation.
 #[derive(Clone, Copy)]
-struct Normalise<'a> {
-    count: u64,
-    weight: Option<&'a [f64]>,
-    bias: Option<&'a [f64]>,
-    eps: f64,
-    renorm: Option<Renorm<'a>>,
+pub(crate) struct Normalise<'a> {
+    /// Values of each channel.
+    pub(crate) count: u64,
+    /// Scale of each channel, if it is not 1.
+    pub(crate) weight: Option<&'a [f64]>,
+    /// Shift of each channel, if it is not 0.
+    pub(crate) bias: Option<&'a [f64]>,
+    /// Added to the variance.
+    pub(crate) eps: f64,
+    /// Statistics to normalise toward, if there are any.
+    pub(crate) renorm: Option<Renorm<'a>>,
 }
 
 impl<R: Real> Finish<R, 4> for Normalise<'_> {

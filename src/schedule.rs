@@ -21,7 +21,7 @@ use crate::caches::Caches;
 use crate::execution::Execution;
 use crate::kernels::map::Stores;
 use crate::kernels::reduce::{TILE, TILE_ROWS};
-use crate::simd::{LANES, STREAM_ALIGNMENT};
+use crate::simd::{LANES, Level, STREAM_ALIGNMENT};
 use crate::view::View;
 use std::ops::Range;
 
@@ -36,12 +36,19 @@ const SHORT_WHOLE_RUN: usize = 64;
 /// Runs shorter than this end before the processor has found out that they are runs.
 const LONG_RUN: usize = 2048;
 
-/// Elements of a run that is worth a fetch of coefficients, through the cache and past it. Run by run, the second
-/// sweep of backward over planes of 6 x 6, 7 x 7, 8 x 8 and 11 x 11 in the last cache took 0.8, 0.8, 0.6 and 0.6 of its
-/// time as a sheet, that of forward 0.9, 0.9, 0.7 and 0.7; over planes of 5 x 5 0.9 and 1.05. Past the cache that of
-/// backward took 0.85, 0.75 and 0.75 over planes of 7 x 7, 8 x 8 and 11 x 11; forward and backward as a whole took 1.1
-/// over planes of 6 x 6.
-const MAP_RUN: [usize; 2] = [2 * LANES, 3 * LANES];
+/// Elements of a run that is worth a fetch of coefficients where outputs go through the cache. Second sweeps run by run, of
+/// their time as a sheet, in the last cache:
+///
+/// | plane | forward | backward |
+/// |---|---|---|
+/// | 5 x 5 | 1.05 | 0.9 |
+/// | 6 x 6, 7 x 7 | 0.9 | 0.8 |
+/// | 8 x 8, 11 x 11 | 0.7 | 0.6 |
+const MAP_RUN: usize = 2 * LANES;
+
+/// The same where they go past it: that of backward took 0.85 over planes of 7 x 7 and 0.75 over 8 x 8 and 11 x 11; over 6 x
+/// 6 forward and backward as a whole took 1.1.
+const MAP_RUN_STREAMED: usize = 3 * LANES;
 
 /// Rows below which a sheet does not pay: each row must share the cost of folding the columns.
 const FEW_ROWS: usize = 4;
@@ -173,6 +180,8 @@ impl Partition {
 pub(crate) struct Plan {
     /// What memory is cut into.
     pub(crate) partition: Partition,
+    /// The instruction set.
+    pub(crate) level: Level,
     /// Bytes of an element.
     pub(crate) itemsize: usize,
     /// Channels of a block.
@@ -185,14 +194,15 @@ pub(crate) struct Plan {
     pub(crate) stores: Stores,
     /// Whether a sweep that meets rows side by side asks for its inputs ahead of time.
     pub(crate) fetch: bool,
-    /// How far ahead of the second sweep its inputs are asked for: in the next block.
+    /// Elements from what the second sweep of a block reads to what it asks for: the same place in the next block,
+    /// whose first sweep will read it. 0 where nothing is asked for.
     pub(crate) ahead: usize,
 }
 
 impl Plan {
     /// The plan for sweeps that read `inputs` arrays of `itemsize` bytes an element.
     pub(crate) fn new(view: View, itemsize: usize, inputs: usize, execution: Execution) -> Plan {
-        let Execution { threads, caches, .. } = execution;
+        let Execution { level, threads, caches } = execution;
         let partition = Partition::for_sums(view);
         let bytes = view.len() * itemsize;
         let workers = threads.min(1 + bytes * inputs / GRAIN);
@@ -234,12 +244,21 @@ impl Plan {
             }
             Arrangement::Sheet { .. } => (view.channels, true),
         };
-        let plan = Plan::of(partition, itemsize, block, workers, stores(bytes, caches));
-        let fused = fused && plan.blocks() >= workers;
+        let block = block.clamp(1, view.channels);
+        let fused = fused && pieces(view.channels, block) >= workers;
         // What is in the cache need not be asked for.
         let helps = fused && !near && (caches.overlap || view.inner < LONG_RUN);
-        let ahead = if helps { plan.block * view.inner } else { 0 };
-        Plan { fused, fetch: far(bytes * inputs, caches), ahead, ..plan }
+        Plan {
+            partition,
+            level,
+            itemsize,
+            block,
+            fused,
+            workers,
+            stores: stores(bytes, caches),
+            fetch: far(bytes * inputs, caches),
+            ahead: if helps { block * view.inner } else { 0 },
+        }
     }
 
     /// The plan for the first sweep, where that is all: nothing has to stay in the cache. The statistics of
@@ -253,65 +272,32 @@ impl Plan {
         }
     }
 
-    /// The plan for a sweep without sums, which goes through memory in its order.
+    /// The plan for a sweep without sums that reads `inputs` arrays, which goes through memory in its order.
     pub(crate) fn elementwise(
         view: View,
         itemsize: usize,
         inputs: usize,
         execution: Execution,
     ) -> Plan {
-        let Execution { threads, caches, .. } = execution;
+        let Execution { level, threads, caches } = execution;
         let bytes = view.len() * itemsize;
         let workers = threads.min(1 + bytes * inputs / GRAIN);
-        let plan = Plan::in_order(view, itemsize, workers, stores(bytes, caches));
-        Plan { fetch: far(bytes * inputs, caches), ..plan }
+        let stores = stores(bytes, caches);
+        let (partition, block) = in_order(view, itemsize, stores);
+        let fetch = far(bytes * inputs, caches);
+        Plan { partition, level, itemsize, block, fused: false, workers, stores, fetch, ahead: 0 }
     }
 
-    /// The same plan for outputs at `output` that are made of `input`. What is written over what was
-    /// just read is in the cache, and to write past it there takes longer, not shorter (in place,
-    /// 1.05 of a copy against 0.8).
-    pub(crate) fn writing<E>(self, input: *const E, output: *mut E) -> Plan {
-        let in_place = input == output.cast_const();
+    /// The same plan where outputs may be written over an input. What was just read is in the cache, and to write past
+    /// it there takes longer, not shorter (1.05 of a copy against 0.8).
+    pub(crate) fn in_place(self, in_place: bool) -> Plan {
         Plan { stores: if in_place { Stores::Ordinary } else { self.stores }, ..self }
     }
 
-    /// The plan for the second sweep of a pair that is not fused.
+    /// The plan for the second sweep of a pair that is not fused, which goes through memory in its order.
     pub(crate) fn after(&self) -> Plan {
-        let plan = Plan::in_order(self.partition.view, self.itemsize, self.workers, self.stores);
-        Plan { fetch: self.fetch, ..plan }
-    }
-
-    fn in_order(view: View, itemsize: usize, workers: usize, stores: Stores) -> Plan {
-        let width = view.channels * view.inner;
-        let arrangement = map_arrangement(view, stores, arrangement(&view));
-        let (partition, block) = match arrangement {
-            // A table of coefficients for each column stays in the cache for so many columns.
-            Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
-                let strip = (TABLE_COLUMNS / view.inner).max(1);
-                (Partition::for_sums(view), whole_lines(strip, &view, itemsize))
-            }
-            Arrangement::Sheet { samples } => {
-                let block = view.channels.min(CHUNK);
-                let rows = (CHUNK / (block * samples)).max(1);
-                (Partition::new(view, arrangement, rows * samples, view.inner), block)
-            }
-            Arrangement::Planes => {
-                let (outer, inner) = ((CHUNK / width).max(1), view.inner.min(CHUNK));
-                (Partition::new(view, arrangement, outer, inner), (CHUNK / view.inner).max(1))
-            }
-        };
-        Plan::of(partition, itemsize, block, workers, stores)
-    }
-
-    fn of(
-        partition: Partition,
-        itemsize: usize,
-        block: usize,
-        workers: usize,
-        stores: Stores,
-    ) -> Plan {
-        let block = block.clamp(1, partition.view.channels);
-        Plan { partition, itemsize, block, fused: false, workers, stores, fetch: false, ahead: 0 }
+        let (partition, block) = in_order(self.partition.view, self.itemsize, self.stores);
+        Plan { partition, block, fused: false, ahead: 0, ..*self }
     }
 
     /// How outputs are met, which may be otherwise than sums.
@@ -338,6 +324,29 @@ impl Plan {
     pub(crate) fn channels(&self, i: usize) -> Range<usize> {
         i * self.block..((i + 1) * self.block).min(self.partition.view.channels)
     }
+}
+
+/// What memory is cut into where it is met in its order, and channels of a block.
+fn in_order(view: View, itemsize: usize, stores: Stores) -> (Partition, usize) {
+    let width = view.channels * view.inner;
+    let arrangement = map_arrangement(view, stores, arrangement(&view));
+    let (partition, block) = match arrangement {
+        // A table of coefficients for each column stays in the cache for so many columns.
+        Arrangement::Sheet { samples: 1 } if view.inner > 1 => {
+            let strip = (TABLE_COLUMNS / view.inner).max(1);
+            (Partition::for_sums(view), whole_lines(strip, &view, itemsize))
+        }
+        Arrangement::Sheet { samples } => {
+            let block = view.channels.min(CHUNK);
+            let rows = (CHUNK / (block * samples)).max(1);
+            (Partition::new(view, arrangement, rows * samples, view.inner), block)
+        }
+        Arrangement::Planes => {
+            let (outer, inner) = ((CHUNK / width).max(1), view.inner.min(CHUNK));
+            (Partition::new(view, arrangement, outer, inner), (CHUNK / view.inner).max(1))
+        }
+    };
+    (partition, block.clamp(1, view.channels))
 }
 
 /// How many pieces of `size` make up `len`. Small calls are one piece, and divisions take a while.
@@ -383,8 +392,7 @@ fn far(bytes: usize, caches: Caches) -> bool {
 /// How outputs are met where sums are met like `sums`: runs that are worth a fetch of coefficients of their own are
 /// walked as such, wherever their sums come from.
 fn map_arrangement(view: View, stores: Stores, sums: Arrangement) -> Arrangement {
-    let [through, past] = MAP_RUN;
-    let least = if stores == Stores::Ordinary { through } else { past };
+    let least = if stores == Stores::Ordinary { MAP_RUN } else { MAP_RUN_STREAMED };
     if view.inner >= least { Arrangement::Planes } else { sums }
 }
 

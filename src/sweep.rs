@@ -7,11 +7,12 @@
 
 use crate::aligned::Aligned;
 use crate::element::{Element, Real};
+use crate::execution::Execution;
 use crate::items::{CenterItem, Finish, FinishItem, MapItem, ReduceItem};
 use crate::kernels::map::{Map, Table, TableOf};
 use crate::kernels::pitch;
 use crate::kernels::reduce::Terms;
-use crate::mask::Mask;
+use crate::mask::{Batch, Mask};
 use crate::pool;
 use crate::schedule::Plan;
 use crate::simd::Level;
@@ -46,50 +47,44 @@ impl Sums {
 ///
 /// # Safety
 /// The inputs of `terms` hold the plan's view, whose positions are those of the mask.
-pub(crate) unsafe fn reduce<T: Terms>(
-    plan: &Plan,
-    level: Level,
-    mask: Option<&Mask>,
-    terms: T,
-) -> Sums {
+pub(crate) unsafe fn reduce<T: Terms>(plan: &Plan, mask: Option<&Mask>, terms: T) -> Sums {
     let state = State::new(plan, mask);
     // SAFETY: this thread is alone with `state` before and after the loop over items, each of which
     // is a block and a chunk of its own; the caller vouches for the inputs.
     unsafe {
-        (0..plan.blocks()).for_each(|block| state.prepare(level, terms, block));
+        (0..plan.blocks()).for_each(|block| state.prepare(terms, block));
         pool::for_each(plan.workers, plan.items(), |i| {
             let (chunk, block) = plan.item(i);
-            state.reduce(level, terms, block, chunk);
+            state.reduce(terms, block, chunk);
         });
-        (0..plan.blocks()).for_each(|block| state.total(level, terms, block));
+        (0..plan.blocks()).for_each(|block| state.total(terms, block));
     }
     state.into_sums()
 }
 
-/// The outputs of all elements, with the coefficients of the channels in `table`: all of the first
-/// coefficient, then all of the second, and so on, [`pitch`] apart.
+/// The outputs of all elements of a batch that is not empty, with the coefficients of the channels in `table`: all of the
+/// first coefficient, then all of the second, and so on, [`pitch`] apart.
 ///
 /// # Safety
-/// Inputs and output of `map` hold the plan's view; the output is one of the inputs or shares no memory
+/// Inputs and output of `map` hold the batch; the output is one of the inputs or shares no memory
 /// with them.
 pub(crate) unsafe fn map<M: Map>(
-    plan: &Plan,
-    level: Level,
-    mask: Option<&Mask>,
+    batch: Batch<'_>,
+    execution: Execution,
     map: M,
     table: &[<M::Element as Element>::Real],
 ) {
-    assert_eq!(
-        table.len(),
-        M::COEFFICIENTS * pitch(plan.partition.view.channels),
-        "coefficients of each channel"
-    );
-    let table = Table::new(table.as_ptr(), plan.partition.view.channels);
+    let Batch { view, mask } = batch;
+    let expected = M::COEFFICIENTS * pitch(view.channels);
+    assert_eq!(table.len(), expected, "coefficients of each channel");
+    let plan = Plan::elementwise(view, size_of::<M::Element>(), map.inputs(), execution)
+        .in_place(map.in_place());
+    let (plan, table) = (&plan, Table::new(table.as_ptr(), view.channels));
     pool::for_each(plan.workers, plan.items(), |i| {
         let (chunk, block) = plan.item(i);
         // SAFETY: each item is a block and a chunk of its own, and the caller vouches for inputs
         // and output.
-        unsafe { map_item(plan, level, mask, map, table, block, chunk) };
+        unsafe { map_item(plan, mask, map, table, [block, chunk]) };
     });
 }
 
@@ -123,17 +118,16 @@ pub(crate) fn finished<V: Element, R: Real, F: Finish<R, N>, const N: usize>(
 /// before the first of its outputs is written.
 pub(crate) unsafe fn fused<T: Terms, M: Map, F, const N: usize>(
     plan: &Plan,
-    level: Level,
     mask: Option<&Mask>,
     before: impl Fn(usize, usize) + Sync,
-    terms: T,
-    map: M,
+    (terms, map): (T, M),
     finish: F,
 ) -> Sums
 where
     F: Finish<<M::Element as Element>::Real, N>,
 {
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
+    let plan = &plan.in_place(map.in_place());
     let state = State::new(plan, mask);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
     let coefficients = Shared::filled(zero, N * pitch(plan.partition.view.channels));
@@ -143,7 +137,7 @@ where
         // SAFETY: one thread at a time handles a block, and what is touched here belongs to the
         // block's channels.
         unsafe {
-            state.total(level, terms, block);
+            state.total(terms, block);
             let centers = state.centers.slice(channels.clone());
             let into: [_; N] = std::array::from_fn(|k| {
                 let base = k * table.pitch;
@@ -151,7 +145,13 @@ where
             });
             let [first, second] = state.sums(block, 0);
             let sums = [&*first, &*second];
-            level.run(FinishItem { finish, first_channel: channels.start, centers, sums, into });
+            plan.level.run(FinishItem {
+                finish,
+                first_channel: channels.start,
+                centers,
+                sums,
+                into,
+            });
         }
     };
     let blocks = plan.blocks();
@@ -161,29 +161,29 @@ where
     unsafe {
         if plan.fused {
             pool::for_each(plan.workers, blocks, |block| {
-                state.prepare(level, terms, block);
+                state.prepare(terms, block);
                 (0..plan.partition.chunks).for_each(|chunk| {
                     before(block, chunk);
-                    state.reduce(level, terms, block, chunk);
+                    state.reduce(terms, block, chunk);
                 });
                 finish(block);
                 (0..plan.partition.chunks)
                     .rev()
-                    .for_each(|chunk| map_item(plan, level, mask, map, table, block, chunk));
+                    .for_each(|chunk| map_item(plan, mask, map, table, [block, chunk]));
             });
         } else {
             let (items, after) = (plan.items(), plan.after());
-            (0..blocks).for_each(|block| state.prepare(level, terms, block));
+            (0..blocks).for_each(|block| state.prepare(terms, block));
             pool::for_each(plan.workers, items, |i| {
                 let (chunk, block) = plan.item(i);
                 before(block, chunk);
-                state.reduce(level, terms, block, chunk);
+                state.reduce(terms, block, chunk);
             });
             (0..blocks).for_each(finish);
             let items = after.items();
             pool::for_each(plan.workers, items, |i| {
                 let (chunk, block) = after.item(items - 1 - i);
-                map_item(&after, level, mask, map, table, block, chunk);
+                map_item(&after, mask, map, table, [block, chunk]);
             });
         }
     }
@@ -256,12 +256,17 @@ impl<'a> State<'a> {
     ///
     /// # Safety
     /// Nobody else touches this block, and the inputs of `terms` hold the plan's view.
-    unsafe fn prepare<T: Terms>(&self, level: Level, terms: T, block: usize) {
+    unsafe fn prepare<T: Terms>(&self, terms: T, block: usize) {
         let channels = self.plan.channels(block);
         // SAFETY: handed on to the caller.
         unsafe {
             let centers = self.centers.slice(channels.clone());
-            level.run(CenterItem { view: &self.plan.partition.view, terms, channels, centers });
+            self.plan.level.run(CenterItem {
+                view: &self.plan.partition.view,
+                terms,
+                channels,
+                centers,
+            });
         }
     }
 
@@ -270,13 +275,13 @@ impl<'a> State<'a> {
     /// # Safety
     /// Nobody else touches the sums of this block in this chunk, nobody writes its centres, and the
     /// inputs of `terms` hold the plan's view.
-    unsafe fn reduce<T: Terms>(&self, level: Level, terms: T, block: usize, chunk: usize) {
+    unsafe fn reduce<T: Terms>(&self, terms: T, block: usize, chunk: usize) {
         let channels = self.plan.channels(block);
         let chunk_of = self.plan.partition.chunk(chunk);
         // SAFETY: handed on to the caller; centres are only read here.
         unsafe {
             let centers = self.centers.pointer().add(channels.start).cast_const();
-            level.run(ReduceItem {
+            self.plan.level.run(ReduceItem {
                 plan: self.plan,
                 terms,
                 mask: self.mask,
@@ -292,7 +297,7 @@ impl<'a> State<'a> {
     ///
     /// # Safety
     /// Nobody else touches this block, and the inputs of `terms` hold the plan's view.
-    unsafe fn total<T: Terms>(&self, level: Level, terms: T, block: usize) {
+    unsafe fn total<T: Terms>(&self, terms: T, block: usize) {
         let channels = self.plan.channels(block);
         // SAFETY: handed on to the caller.
         unsafe {
@@ -301,7 +306,7 @@ impl<'a> State<'a> {
             let centers = self.centers.slice(channels.clone());
             if let Some(terms) = terms.again(channels, [values, products], centers) {
                 for chunk in 0..self.plan.partition.chunks {
-                    self.reduce(level, terms, block, chunk);
+                    self.reduce(terms, block, chunk);
                 }
                 self.add_up(block);
             }
@@ -340,14 +345,12 @@ impl<'a> State<'a> {
 /// inputs or shares no memory with them.
 pub(crate) unsafe fn map_item<M: Map>(
     plan: &Plan,
-    level: Level,
     mask: Option<&Mask>,
     map: M,
     table: TableOf<M>,
-    block: usize,
-    chunk: usize,
+    [block, chunk]: [usize; 2],
 ) {
     let (channels, chunk) = (plan.channels(block), plan.partition.chunk(chunk));
     // SAFETY: handed on to the caller.
-    unsafe { level.run(MapItem { plan, mask, map, channels, chunk, table }) };
+    unsafe { plan.level.run(MapItem { plan, mask, map, channels, chunk, table }) };
 }

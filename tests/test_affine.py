@@ -62,6 +62,17 @@ def test_a_mean_that_float32_cannot_hold_is_subtracted_all_the_same() -> None:
     assert_within(y, exact, ulp(exact, np.float32))
 
 
+def test_a_mean_beyond_float32_leaves_nothing_but_infinity() -> None:
+    x = np.zeros((2, 2), np.float32)
+    y = rustbn.Affine(np.array([1e39, -1e39]), np.ones(2), np.zeros(2))(x)
+    assert_same_bits(y, np.array([[-np.inf, np.inf]] * 2, np.float32))
+
+
+def test_moments_of_no_values_make_no_affine() -> None:
+    with pytest.raises(ValueError, match=r"^moments must be of at least one value"):
+        rustbn.Affine.from_moments(rustbn.moments(np.zeros((0, 3), np.float32)))
+
+
 @both_dtypes
 @pytest.mark.parametrize("with_weight", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])

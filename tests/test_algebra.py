@@ -115,6 +115,9 @@ def test_grad_sums_are_values() -> None:
         with pytest.raises(AttributeError):
             setattr(sums, name, sums.sum_dy)
     assert sums + sums == rustbn.GradSums(2 * sums.sum_dy, 2 * sums.sum_dy_xmu)
+    assert sum([sums, sums, sums]) == sums + sums + sums
+    with pytest.raises(TypeError):
+        _ = 1 + sums
     assert sums != rustbn.GradSums(sums.sum_dy + 1, sums.sum_dy_xmu)
     assert sums != rustbn.GradSums(sums.sum_dy, sums.sum_dy_xmu + 1)
     assert sums != (sums.sum_dy, sums.sum_dy_xmu)

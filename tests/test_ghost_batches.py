@@ -390,7 +390,9 @@ def test_a_group_of_one_value_changes_nothing() -> None:
     p = cases.problem((7, 4))
     bn = BatchNorm(4, group_size=3)  # 3, 3 and 1 sample
     before, out = bn.state_dict(), np.full((7, 4), 42, np.float32)
-    with pytest.raises(ValueError, match=r"^x must hold at least 2 values per channel .*got 1$"):
+    with pytest.raises(
+        ValueError, match=r"^x must hold at least 2 values per channel .*group_size.*got 1$"
+    ):
         bn(p.x, out=out)
     assert (out == 42).all()
     for name, value in bn.state_dict().items():

@@ -403,21 +403,69 @@ import torch
 import rustbn
 
 rng = np.random.default_rng(0)
-x = (rng.standard_normal((16, 8, 64, 64)) * 1e-39).astype(np.float32)
-weight = np.full(8, 1e-3, np.float32)
-expected = rustbn.batch_norm(x, weight=weight, training=True, eps=1e-10)
-assert np.any((abs(expected) < 1e-38) & (expected != 0)), "the data has no subnormal result"
+tiny = (rng.standard_normal((16, 8, 64, 64)) * 1e-39).astype(np.float32)
+least = rng.standard_normal((2, 8, 256, 256)) * 1e-309
+x = rng.standard_normal((16, 8, 64, 64)).astype(np.float32)
+dy = tiny[::-1] * np.float32(0.01)
+small, subnormal = np.full(8, 1e-3, np.float32), np.full(8, 1e-39, np.float32)
+wide = subnormal.astype(np.float64)
+
+
+def results():
+    mean, var = subnormal.copy(), subnormal.copy()
+    yield rustbn.batch_norm(tiny, weight=small, training=True, eps=1e-10)
+    y, ctx = rustbn.batch_norm_forward(tiny, mean, var, subnormal, subnormal, True)
+    yield from (y, mean, var)
+    yield rustbn.batch_norm(x, np.zeros(8), np.ones(8), subnormal, subnormal)
+    yield rustbn.batch_norm(tiny, mean, var, wide)
+    yield from rustbn.batch_norm_backward(dy, ctx)[:3]
+    y, ctx = rustbn.batch_norm_forward(x, None, None, small, small, True)
+    yield from rustbn.batch_norm_backward(dy, ctx)[:3]
+    moments = rustbn.moments(least)
+    merged = moments.merge(rustbn.moments(least[:1]))
+    yield from (moments.mean, moments.m2, merged.mean, merged.var(), merged.invstd(0.0))
+    sums = rustbn.backward_reduce(least, least, moments)
+    yield from (sums.sum_dy, sums.sum_dy_xmu, (sums + sums).sum_dy)
+    yield rustbn.Affine.from_running(mean, var, subnormal, subnormal).scale
+
+
+def bits():
+    return [np.atleast_1d(part).view(f"u{part.itemsize}") for part in results()]
+
+
+expected = bits()
+subnormals = [np.any((part != 0) & (abs(part) < np.finfo(part.dtype).tiny)) for part in results()]
+assert sum(subnormals) > 9, subnormals
 assert torch.set_flush_denormal(True)
 for threads in (1, 2, 3):
     with rustbn.threads(threads):
-        y = rustbn.batch_norm(x, weight=weight, training=True, eps=1e-10)
-    np.testing.assert_array_equal(y.view(np.uint32), expected.view(np.uint32))
+        for i, (found, wanted) in enumerate(zip(bits(), expected, strict=True)):
+            np.testing.assert_array_equal(found, wanted, f"result {i} of {threads} threads")
 assert np.float32(1e-39) * np.float32(0.5) == 0, "the mode of the caller is as it was"
 """
 
 
 def test_a_caller_that_flushes_subnormals_changes_nothing(run_python: RunPython) -> None:
     run_python(FLUSHED)
+
+
+ONE_POOL = """
+import os
+import numpy as np
+import rustbn
+
+rustbn.set_num_threads(8)
+for size in (80_000, 150_000, 2_000_000):  # for two threads, three, and all
+    rustbn.moments(np.ones((size // 8, 8), np.float32))
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+helpers = sum(name.startswith("rustbn-") for name in names)
+assert 7 <= helpers <= 8, names
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no list of threads")
+def test_calls_of_every_size_share_one_pool(run_python: RunPython) -> None:
+    run_python(ONE_POOL)
 
 
 FORK_DURING_THE_FIRST_CALL = """

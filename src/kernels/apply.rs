@@ -44,6 +44,12 @@ impl<E: Element, P: Stage<E>> Map for Apply<E, P> {
     }
 
     #[inline(always)]
+    fn in_place(self) -> bool {
+        let y = self.y.cast_const();
+        self.x == y || self.stage.residual() == y
+    }
+
+    #[inline(always)]
     fn output(self) -> *mut E {
         self.y
     }

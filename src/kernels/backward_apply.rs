@@ -51,6 +51,12 @@ impl<E: Element> Map for BackwardApply<E> {
     }
 
     #[inline(always)]
+    fn in_place(self) -> bool {
+        let dx = self.dx.cast_const();
+        self.dy == dx || self.x == dx
+    }
+
+    #[inline(always)]
     fn output(self) -> *mut E {
         self.dx
     }

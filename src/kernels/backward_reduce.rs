@@ -35,7 +35,7 @@ impl<'a, E> GradTerms<'a, E> {
     }
 }
 
-// SAFETY: the pointers are only read through `factors`, whose caller vouches for the memory.
+// SAFETY: the pointers are only read by the methods of `Terms`, whose callers vouch for the memory.
 unsafe impl<E: Sync> Sync for GradTerms<'_, E> {}
 
 impl<E: Element> Terms for GradTerms<'_, E> {

@@ -35,6 +35,12 @@ impl<E: Element> Map for GateMap<E> {
     }
 
     #[inline(always)]
+    fn in_place(self) -> bool {
+        let dz = self.dz.cast_const();
+        self.dy == dz || self.x == dz || self.then.residual == dz
+    }
+
+    #[inline(always)]
     fn output(self) -> *mut E {
         self.dz
     }

@@ -22,8 +22,9 @@ const NARROW: usize = 128;
 /// Rows of 256 to 768 `f16` took 0.7 in memory.
 const WIDE: usize = 4 << 10;
 
-/// Bytes of rows that do not share past the cache either: side by side they took 2 to 3 copies where x and y lay alike, for some
-/// pairs of arrays, and 0.8 one by one. Rows of 128 to 768 `f32` took at most one, wherever they were.
+/// Rows of exactly so many bytes do not share past the cache, though shorter and longer ones do: side by side they took 2 to
+/// 3 copies where x and y lay alike, for some pairs of arrays, and 0.8 one by one. Rows of 128, 256, 384, 640 and 768 `f32`
+/// took at most one, wherever they were.
 const CLASHING: usize = 2 << 10;
 
 /// Elements up to which whole rows share where more than one input is read, through the cache and past it. Rows of 192
@@ -48,6 +49,9 @@ pub(crate) trait Map: Copy + Sync {
 
     /// Arrays that are read.
     fn inputs(self) -> usize;
+
+    /// Whether the output is one of them.
+    fn in_place(self) -> bool;
 
     /// The output's memory.
     fn output(self) -> *mut Self::Element;

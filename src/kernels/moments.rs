@@ -27,7 +27,7 @@ impl<E> MomentTerms<E> {
     }
 }
 
-// SAFETY: the pointer is only read through `terms`, whose caller vouches for the memory.
+// SAFETY: the pointer is only read by the methods of `Terms`, whose callers vouch for the memory.
 unsafe impl<E: Sync> Sync for MomentTerms<E> {}
 
 impl<E: Element> Terms for MomentTerms<E> {

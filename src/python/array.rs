@@ -9,8 +9,10 @@
 
 use super::errors::kind_error;
 use super::memory::recycled;
+use super::run::Raw;
 use crate::element::Element;
 use crate::error::Error;
+use crate::simd::FloatMode;
 use crate::view::View;
 use numpy::npyffi::flags::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
 use numpy::npyffi::{NPY_ORDER, NPY_TYPES, PY_ARRAY_API};
@@ -195,7 +197,12 @@ fn made_array<'py>(
     match any.py().import("numpy")?.call_method1("asarray", (any,)) {
         Ok(array) => array.cast_into().map_err(|_| kind_error(argument, expected, any)),
         Err(cause) => {
-            let error = kind_error(argument, "an object that becomes a NumPy array", any);
+            // Its reason is mostly what to do: "use tensor.detach()", for one.
+            let class =
+                any.get_type().name().map_or_else(|_| String::from("?"), |name| name.to_string());
+            let expected = "an object that becomes a NumPy array";
+            let got = format!("{class}: {}", cause.value(any.py()));
+            let error = PyErr::from(Error::Kind { argument, expected, got });
             error.set_cause(any.py(), Some(cause));
             Err(error)
         }
@@ -281,8 +288,29 @@ fn same_order(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> b
     a.shape().iter().zip(strides).all(|(&n, (a, b))| n == 1 || a == b) || a.is_empty()
 }
 
+/// The elements of a dense array, for the engine.
+///
+/// An array is checked before all arguments have been looked at, and looking at one can run Python code: its
+/// `__array__` may give another array a new shape, dtype or memory. So what the check relied on is looked at again.
+fn elements<E: Element>(
+    array: &Bound<'_, PyUntypedArray>,
+    argument: &'static str,
+    dtype: DType,
+    len: usize,
+) -> Result<Raw<E>, Error> {
+    debug_assert_eq!(size_of::<E>(), dtype.itemsize());
+    if array.len() == len && DType::of(array) == Some(dtype) {
+        return Ok(Raw(data(array).cast()));
+    }
+    let expected = "left as it is while the call looks at other arguments";
+    let got = format!("another array of shape {}", tuple(array.shape()));
+    Err(Error::Range { argument, expected, got })
+}
+
 /// An input as the engine reads it.
 pub(super) struct Input<'py> {
+    /// The argument's name.
+    argument: &'static str,
     /// The array that was given.
     pub(super) given: Bound<'py, PyUntypedArray>,
     /// The same elements in dense, aligned, native memory: the array itself wherever it is that.
@@ -314,12 +342,12 @@ impl<'py> Input<'py> {
         if is_plain(&given)
             && let Some(view) = view_of(&given)
         {
-            return Ok(Input { dense: given.clone(), given, dtype, view, axis });
+            return Ok(Input { argument: "x", dense: given.clone(), given, dtype, view, axis });
         }
         let dense = new_like(&given, dtype)?;
         copy(&dense, &given)?;
         let view = view_of(&dense).expect("a new array is dense");
-        Ok(Input { given, dense, dtype, view, axis })
+        Ok(Input { argument: "x", given, dense, dtype, view, axis })
     }
 
     /// The argument called `argument`, dy or a residual, which must be like `x`.
@@ -337,7 +365,7 @@ impl<'py> Input<'py> {
             copy(&dense, &given)?;
             dense
         };
-        Ok(Input { given, dense, ..*x })
+        Ok(Input { argument, given, dense, ..*x })
     }
 
     /// Its shape.
@@ -355,9 +383,9 @@ impl<'py> Input<'py> {
         self.view.len() * self.dtype.itemsize()
     }
 
-    /// Its first element.
-    pub(super) fn pointer(&self) -> *mut u8 {
-        data(&self.dense)
+    /// Its elements, for the engine.
+    pub(super) fn elements<E: Element>(&self) -> Result<Raw<E>, Error> {
+        elements(&self.dense, self.argument, self.dtype, self.view.len())
     }
 }
 
@@ -383,6 +411,9 @@ pub(super) struct Output<'py> {
     array: Bound<'py, PyUntypedArray>,
     /// The array that the engine writes, ordered like x: the same one wherever it is that.
     dense: Bound<'py, PyUntypedArray>,
+    /// Its type and how many elements it has, which are those of x.
+    dtype: DType,
+    len: usize,
 }
 
 /// An array that is part of a call, by the name of its argument.
@@ -420,7 +451,10 @@ impl<'py> Output<'py> {
         if !is_writeable(&array) {
             return Err(Error::ReadOnly { argument: "out" }.into());
         }
-        check_distinct(&array, "out")?;
+        let ordered_like_x = same_order(&array, &x.dense);
+        if !ordered_like_x {
+            check_distinct(&array, "out")?;
+        }
         let bytes = extent(&array);
         for &Named { name, array: other, may_be_output } in others.iter().flatten() {
             if may_be_output && is_same_memory(&array, other) {
@@ -433,15 +467,15 @@ impl<'py> Output<'py> {
                 return Err(Error::Overlap { argument: "out", expected, got: name }.into());
             }
         }
-        let direct = is_plain(&array) && same_order(&array, &x.dense);
+        let direct = is_plain(&array) && ordered_like_x;
         let dense = if direct { array.clone() } else { new_like(&x.dense, x.dtype)? };
-        Ok(Output { array, dense })
+        Ok(Output { array, dense, dtype: x.dtype, len: x.view.len() })
     }
 
     /// A new array like `x`.
     pub(super) fn new(x: &Input<'py>) -> PyResult<Output<'py>> {
         let array = new_like(&x.dense, x.dtype)?;
-        Ok(Output { dense: array.clone(), array })
+        Ok(Output { dense: array.clone(), array, dtype: x.dtype, len: x.view.len() })
     }
 
     /// A new array like `x`, with its elements.
@@ -453,12 +487,12 @@ impl<'py> Output<'py> {
 
     /// The same elements as an input.
     pub(super) fn as_input(&self, x: &Input<'py>) -> Input<'py> {
-        Input { given: self.dense.clone(), dense: self.dense.clone(), ..*x }
+        Input { argument: "out", given: self.dense.clone(), dense: self.dense.clone(), ..*x }
     }
 
-    /// Its first element.
-    pub(super) fn pointer(&self) -> *mut u8 {
-        data(&self.dense)
+    /// Its elements, for the engine.
+    pub(super) fn elements<E: Element>(&self) -> Result<Raw<E>, Error> {
+        elements(&self.dense, "out", self.dtype, self.len)
     }
 
     /// The array that is written, ordered like x. [`Output::finish`] brings it to the caller's.
@@ -475,14 +509,42 @@ impl<'py> Output<'py> {
     }
 }
 
-/// Refuses an array to be written several of whose elements are one and the same place.
+/// Refuses an array to be written two of whose elements share a byte.
 fn check_distinct(array: &Bound<'_, PyUntypedArray>, argument: &'static str) -> Result<(), Error> {
-    let mut axes = array.shape().iter().zip(array.strides());
-    if axes.any(|(&n, &stride)| n > 1 && stride == 0) && !array.is_empty() {
-        let expected = String::from("have a place for each element");
-        return Err(Error::Overlap { argument, expected, got: "itself" });
+    let itemsize = itemsize(array);
+    let axes = array.shape().iter().zip(array.strides());
+    let axes = axes.map(|(&n, stride)| (n, stride.unsigned_abs())).filter(|&(n, _)| n != 1);
+    if array.is_empty() || nested(axes.clone().rev(), itemsize) || apart(axes.collect(), itemsize) {
+        return Ok(());
     }
-    Ok(())
+    let expected = String::from("have a place for each element");
+    Err(Error::Overlap { argument, expected, got: "itself" })
+}
+
+/// Whether each axis, of which length and stride are given, steps over all elements within those before it.
+fn nested(axes: impl IntoIterator<Item = (usize, usize)>, itemsize: usize) -> bool {
+    let mut within = itemsize;
+    axes.into_iter().all(|(n, stride)| {
+        let over = stride >= within;
+        within = within.saturating_add(stride.saturating_mul(n - 1));
+        over
+    })
+}
+
+/// Whether no two elements share a byte, given length and stride of each axis in any order.
+fn apart(mut axes: Vec<(usize, usize)>, itemsize: usize) -> bool {
+    axes.sort_unstable_by_key(|&(_, stride)| stride);
+    let axes_are_nested = nested(axes.iter().copied(), itemsize);
+    if axes_are_nested || axes.first().is_some_and(|&(_, stride)| stride < itemsize) {
+        return axes_are_nested;
+    }
+    // What is left are arrays that somebody made by hand: all places, one by one.
+    let mut places = vec![0];
+    for (n, stride) in axes {
+        places = (0..n).flat_map(|i| places.iter().map(move |place| place + i * stride)).collect();
+    }
+    places.sort_unstable();
+    places.windows(2).all(|pair| pair[1] - pair[0] >= itemsize)
 }
 
 /// Whether two arrays are the same elements at the same places.
@@ -623,6 +685,7 @@ impl<'py> Vector<'py> {
 
     /// Writes its values, which have changed, into the array, rounded to its type.
     pub(super) fn write(&self) {
+        let _mode = FloatMode::standard();
         // The length is asked for again: while the interpreter was released somebody may have
         // resized the array by force.
         let values = self.values();
@@ -674,6 +737,7 @@ impl<E> Places<E> {
 
 /// The values of a 1-D array.
 fn read(array: &Bound<'_, PyUntypedArray>, dtype: DType) -> Vec<f64> {
+    let _mode = FloatMode::standard();
     with_element!(dtype, E => {
         let places = Places::<E>::of(array);
         // SAFETY: the elements of the array, which is alive while the interpreter is held. As
@@ -729,6 +793,7 @@ pub(super) fn parameter<'py>(
     dtype: DType,
     values: impl Iterator<Item = f64>,
 ) -> Bound<'py, PyAny> {
+    let _mode = FloatMode::standard();
     if dtype == DType::F64 {
         return PyArray1::from_slice(py, &values.collect::<Vec<_>>()).into_any();
     }

@@ -6,12 +6,13 @@ use super::errors::kind_error;
 use super::functions;
 use super::functions::ghost::samples;
 use super::nouns;
-use super::run::{Raw, execution, released};
-use crate::backward::{Gating, Upstream};
+use super::run::{execution, released};
+use crate::backward::{Differentiate, Gating, Upstream};
 use crate::epilogue::Activation;
 use crate::error::Error;
 use crate::grad_sums::GradSums;
 use crate::mask::{Batch, Mask};
+use crate::simd::FloatMode;
 use crate::{affine, backward, moments, renorm};
 use numpy::PyUntypedArray;
 use pyo3::prelude::*;
@@ -73,14 +74,7 @@ impl Context {
         let Some([r, d]) = &self.renorm else {
             return [weight.map(Cow::Borrowed), bias.map(Cow::Borrowed)];
         };
-        let (weights, biases): (Vec<f64>, Vec<f64>) = (0..r.len())
-            .map(|c| {
-                let (weight, bias) = (weight.map_or(1.0, |v| v[c]), bias.map_or(0.0, |v| v[c]));
-                let [weight, bias] = renorm::parameters([r[c], d[c]], weight, bias);
-                (weight, bias)
-            })
-            .unzip();
-        [Some(Cow::Owned(weights)), Some(Cow::Owned(biases))]
+        renorm::of_all([r, d], weight, bias).map(|values| Some(Cow::Owned(values)))
     }
 
     fn transformation(&self) -> PyResult<affine::Affine> {
@@ -96,6 +90,7 @@ impl Context {
 
     /// The gradient with respect to the weight.
     fn dweight(&self, sums: &GradSums) -> Vec<f64> {
+        let _mode = FloatMode::standard();
         let mut dweight = self.statistics.moments().invstd(self.eps);
         for (value, sum) in dweight.iter_mut().zip(sums.sum_dy_xmu()) {
             *value *= sum;
@@ -371,9 +366,9 @@ fn differentiate<'py>(
                     let whole = &whole.get().0;
                     x.view.check_vector("grad_sums", whole.sum_dy())?;
                     let [weight, _] = context.parameters();
-                    let weight = weight.as_deref();
-                    let mask = context.mask.as_ref();
-                    apply(py, dz, &x, mask, moments, whole, weight, context.eps, out)?;
+                    let finish =
+                        Differentiate { moments, weight: weight.as_deref(), eps: context.eps };
+                    apply(py, dz, &x, context.mask.as_ref(), whole, finish, out)?;
                 }
                 (Some(out), ..) => {
                     let derivative = context.derivative()?.into();
@@ -410,8 +405,8 @@ fn gate(
     let execution = execution(py, bytes)?;
     let (view, affine) = (x.view, context.transformation()?);
     with_element!(x.dtype, E => {
-        let [dy, x, dz] = [dy.pointer(), x.pointer(), behind.dz.pointer()].map(|p| Raw(p.cast::<E>()));
-        let epilogue = functions::epilogue::<E>(behind.residual, context.activation);
+        let [dy, x, dz] = [dy.elements::<E>()?, x.elements()?, behind.dz.elements()?];
+        let epilogue = functions::epilogue::<E>(behind.residual, context.activation)?;
         let affine = &affine;
         // SAFETY: all are dense arrays of `view`, alive for the length of this call; dz is a new
         // array, or the output, which is dy or apart from all; the affine is that of the context,
@@ -436,26 +431,24 @@ fn fused(
 ) -> PyResult<GradSums> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
-    let (view, eps, [weight, _]) = (x.view, context.eps, context.parameters());
-    let weight = weight.as_deref();
-    let batch = Batch { view, mask: context.mask.as_ref() };
+    let [weight, _] = context.parameters();
+    let finish = Differentiate { moments, weight: weight.as_deref(), eps: context.eps };
+    let batch = Batch { view: x.view, mask: context.mask.as_ref() };
     let affine = behind.map(|_| context.transformation()).transpose()?;
     Ok(with_element!(x.dtype, E => {
-        let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
+        let [dy, x, dx] = [dy.elements::<E>()?, x.elements()?, out.elements()?];
         let residual = behind.and_then(|behind| behind.residual);
-        let epilogue = functions::epilogue::<E>(residual, context.activation);
-        let dz = behind.map(|behind| Raw(behind.dz.pointer().cast::<E>()));
+        let epilogue = functions::epilogue::<E>(residual, context.activation)?;
+        let dz = behind.map(|behind| behind.dz.elements::<E>()).transpose()?;
         let affine = affine.as_ref();
-        // SAFETY: all are dense arrays of `view`, alive for the length of this call; `Output::like`
+        // SAFETY: all are dense arrays of the view, alive for the length of this call; `Output::like`
         // ruled out that dx overlaps x or the residual, or dy otherwise than by being it; dz is dx or
         // a new array; the context's mask and vectors have the positions and channels of `view`, and
         // the activation was checked in the forward pass.
         released(py, bytes, move || unsafe {
             let gate = dz.zip(affine).map(|(dz, affine)| Gating { epilogue, affine, dz: dz.get() });
             let upstream = Upstream { dy: dy.get(), gate };
-            backward::batch_norm_backward_raw(
-                batch, upstream, x.get(), moments, weight, eps, dx.get(), execution,
-            )
+            backward::batch_norm_backward_raw(batch, upstream, x.get(), finish, dx.get(), execution)
         })
     }))
 }
@@ -472,7 +465,7 @@ pub(super) fn reduce(
     let execution = execution(py, bytes)?;
     let batch = Batch { view: x.view, mask };
     Ok(with_element!(x.dtype, E => {
-        let [dy, x] = [dy.pointer(), x.pointer()].map(|p| Raw(p.cast::<E>()));
+        let [dy, x] = [dy.elements::<E>()?, x.elements()?];
         // SAFETY: both are dense arrays of the view, alive for the length of this call; the
         // caller checked the positions of the mask and the channels of `moments`.
         released(py, bytes, move || unsafe {
@@ -482,30 +475,26 @@ pub(super) fn reduce(
 }
 
 /// dx from statistics and sums of a whole batch.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn apply(
     py: Python<'_>,
     dy: &Input<'_>,
     x: &Input<'_>,
     mask: Option<&Mask>,
-    moments: &moments::Moments,
     sums: &GradSums,
-    weight: Option<&[f64]>,
-    eps: f64,
+    finish: Differentiate<'_>,
     out: &Output<'_>,
 ) -> PyResult<()> {
     let bytes = 2 * x.bytes();
     let execution = execution(py, bytes)?;
     let batch = Batch { view: x.view, mask };
     with_element!(x.dtype, E => {
-        let [dy, x, dx] = [dy.pointer(), x.pointer(), out.pointer()].map(|p| Raw(p.cast::<E>()));
+        let [dy, x, dx] = [dy.elements::<E>()?, x.elements()?, out.elements()?];
         // SAFETY: all three are dense arrays of the view, alive for the length of this call;
         // `Output::like` ruled out that dx overlaps x, or dy otherwise than by being it; the caller
         // checked the positions of the mask and the channels of the vectors.
         released(py, bytes, move || unsafe {
-            backward::backward_apply_raw(
-                batch, dy.get(), x.get(), moments, sums, weight, eps, dx.get(), execution,
-            );
+            let (dy, x) = (dy.get(), x.get());
+            backward::backward_apply_raw(batch, dy, x, sums, finish, dx.get(), execution);
         });
     });
     Ok(())

@@ -9,11 +9,13 @@ use super::array::{self, Input, Named, Output, Vector, with_element};
 use super::context::{self, Context, Needs, Statistics};
 use super::mask;
 use super::nouns::{self, Running};
-use super::run::{Raw, execution, released};
+use super::run::{execution, released};
 use crate::aligned::Aligned;
+use crate::backward::Differentiate;
 use crate::element::{Element, Real};
 use crate::epilogue::{Activation, RawEpilogue};
 use crate::error::Error;
+use crate::forward::Normalise;
 use crate::mask::{Batch, Mask};
 use crate::renorm::Renorm;
 use crate::simd::Level;
@@ -171,7 +173,7 @@ impl<'py> Forward<'_, 'py> {
     }
 
     /// What comes after the normalisation.
-    fn epilogue<E>(&self) -> RawEpilogue<E> {
+    fn epilogue<E: Element>(&self) -> Result<RawEpilogue<E>, Error> {
         epilogue(self.residual.as_ref(), self.activation)
     }
 
@@ -181,8 +183,8 @@ impl<'py> Forward<'_, 'py> {
         let execution = execution(py, bytes)?;
         let view = self.x.view;
         with_element!(self.x.dtype, E => {
-            let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
-            let epilogue = self.epilogue::<E>();
+            let [x, y] = [self.x.elements::<E>()?, self.out.elements()?];
+            let epilogue = self.epilogue::<E>()?;
             let table = self.table::<<E as Element>::Real>(execution.level);
             // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
@@ -212,32 +214,31 @@ impl<'py> Forward<'_, 'py> {
 
     /// Normalises with the statistics of the batch.
     fn train(&self) -> PyResult<core::Moments> {
-        self.check_enough()?;
+        self.check_enough("batch statistics in training")?;
         let (py, bytes) = (self.x.given.py(), self.x.bytes());
         let execution = execution(py, bytes)?;
-        let (batch, eps) = (self.batch(), self.eps);
-        let ([weight, bias], renorm) = (self.parameters(), self.renorm());
+        let (batch, [weight, bias]) = (self.batch(), self.parameters());
+        let (count, eps, renorm) = (batch.count(), self.eps, self.renorm());
+        let finish = Normalise { count, weight, bias, eps, renorm };
         Ok(with_element!(self.x.dtype, E => {
-            let [x, y] = [self.x.pointer(), self.out.pointer()].map(|p| Raw(p.cast::<E>()));
-            let epilogue = self.epilogue::<E>();
+            let [x, y] = [self.x.elements::<E>()?, self.out.elements()?];
+            let epilogue = self.epilogue::<E>()?;
             // SAFETY: x, residual and out are dense arrays of the batch, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
             // enough counts, the vectors have the batch's channels, and the activation was checked.
             released(py, bytes, move || unsafe {
-                let (x, y) = (x.get(), y.get());
-                forward::batch_norm_raw(batch, x, weight, bias, eps, renorm, epilogue, y, execution)
+                forward::batch_norm_raw(batch, x.get(), finish, epilogue, y.get(), execution)
             })
         }))
     }
 
-    /// Refuses to make batch statistics of fewer than two values.
-    fn check_enough(&self) -> Result<(), Error> {
+    /// Refuses to make statistics, for `purpose`, of fewer than two values.
+    fn check_enough(&self, purpose: &'static str) -> Result<(), Error> {
         let got = self.batch().count();
         if got >= 2 || self.x.view.count() == 0 {
             return Ok(());
         }
-        let (argument, purpose) = (self.counted_by, "batch statistics in training");
-        Err(Error::TooFewValues { argument, purpose, got })
+        Err(Error::TooFewValues { argument: self.counted_by, purpose, got })
     }
 
     /// Where to renormalise toward, and how far.
@@ -305,9 +306,13 @@ impl<'py> Forward<'_, 'py> {
 }
 
 /// What comes after the normalisation, for the engine.
-pub(super) fn epilogue<E>(residual: Option<&Input<'_>>, activation: Activation) -> RawEpilogue<E> {
-    let residual = residual.map_or(std::ptr::null(), |residual| residual.pointer().cast::<E>());
-    RawEpilogue { residual, activation }
+pub(super) fn epilogue<E: Element>(
+    residual: Option<&Input<'_>>,
+    activation: Activation,
+) -> Result<RawEpilogue<E>, Error> {
+    let residual = residual.map(Input::elements::<E>).transpose()?;
+    let residual = residual.map_or(std::ptr::null(), |residual| residual.get().cast_const());
+    Ok(RawEpilogue { residual, activation })
 }
 
 /// Batch normalization.
@@ -576,15 +581,20 @@ pub(super) fn moments(
 ) -> PyResult<nouns::Moments> {
     let x = Input::x(x, axis)?;
     let mask = mask::optional(mask, lengths, &x)?;
+    Ok(nouns::Moments(measure(&x, mask.as_ref())?))
+}
+
+/// The statistics of `x`, of the positions that count.
+fn measure(x: &Input<'_>, mask: Option<&Mask>) -> PyResult<core::Moments> {
     let (py, bytes) = (x.given.py(), x.bytes());
     let execution = execution(py, bytes)?;
-    let batch = Batch { view: x.view, mask: mask.as_ref() };
-    Ok(nouns::Moments(with_element!(x.dtype, E => {
-        let x = Raw(x.pointer().cast::<E>());
-        // SAFETY: `x` is a dense array of the view, alive for the length of this call; the mask has its
-        // positions.
+    let batch = Batch { view: x.view, mask };
+    Ok(with_element!(x.dtype, E => {
+        let x = x.elements::<E>()?;
+        // SAFETY: `x` is a dense array of the view, alive for the length of this call; whoever made the mask
+        // checked its positions.
         released(py, bytes, move || unsafe { forward::moments_raw(batch, x.get(), execution) })
-    })))
+    }))
 }
 
 /// The sums that gradients are made of: the first half of backward.
@@ -703,8 +713,8 @@ pub(super) fn backward_apply<'py>(
         weight.as_ref().map(|weight| Named::apart("weight", &weight.array)),
     ];
     let out = Output::like(out, &x, &others)?;
-    let weight = weight.as_ref().map(Vector::values);
-    context::apply(py, &dy, &x, mask.as_ref(), moments, grad_sums, weight, eps, &out)?;
+    let finish = Differentiate { moments, weight: weight.as_ref().map(Vector::values), eps };
+    context::apply(py, &dy, &x, mask.as_ref(), grad_sums, finish, &out)?;
     out.finish()
 }
 

@@ -16,7 +16,9 @@ mod nouns;
 mod run;
 
 /// The extension module `rustbn._rustbn`.
-#[pyo3::pymodule]
+/// It relies on the interpreter's lock: values of small vectors are read where they are, and nobody forks while a pool
+/// of threads is made.
+#[pyo3::pymodule(gil_used = true)]
 mod _rustbn {
     #[pymodule_export]
     use super::context::Context;

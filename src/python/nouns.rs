@@ -3,10 +3,11 @@
 use super::argument::{self, check_eps, check_momentum};
 use super::array::{Input, Named, Output, Vector, read_only, with_element};
 use super::functions;
-use super::run::{Raw, execution, released};
+use super::run::{execution, released};
 use crate::aligned::Aligned;
 use crate::element::{Element, Real};
 use crate::epilogue::Activation;
+use crate::error::Error;
 use crate::simd::Level;
 use crate::{affine, forward, grad_sums, moments};
 use numpy::PyArray1;
@@ -284,6 +285,14 @@ impl GradSums {
         Ok(GradSums(self.0.add(&other.0)?))
     }
 
+    /// Of 0, with which `sum` begins.
+    fn __radd__<'py>(slf: &Bound<'py, Self>, other: &Bound<'py, PyAny>) -> Bound<'py, PyAny> {
+        match other.extract() {
+            Ok(0) => slf.clone().into_any(),
+            _ => slf.py().NotImplemented().into_bound(slf.py()),
+        }
+    }
+
     fn __reduce__<'py>(&self, py: Python<'py>) -> Reduced<'py, (Array<'py>, Array<'py>)> {
         (py.get_type::<Self>(), (self.sum_dy(py), self.sum_dy_xmu(py)))
     }
@@ -300,7 +309,10 @@ impl GradSums {
 
 /// The transformation ``y = (x - mean) * scale + bias`` of each channel.
 ///
-/// It is what batch normalization is once its statistics are known.
+/// It is what batch normalization is once its statistics are known. Called with an array it returns the
+/// transformed one: ``affine(x, *, axis=1, activation=None, residual=None, out=None)``, with x of float16,
+/// bfloat16, float32 or float64 and 2 or more dimensions, its channels along `axis`, and activation, residual
+/// and `out` as for `batch_norm` in evaluation.
 ///
 /// Parameters
 /// ----------
@@ -397,7 +409,8 @@ impl Affine {
     /// Raises
     /// ------
     /// ValueError
-    ///     If `weight` or `bias` has another length, or eps is negative or not finite.
+    ///     If `moments` is of no values, if `weight` or `bias` has another length, or eps is negative or not
+    ///     finite.
     #[staticmethod]
     #[pyo3(signature = (moments, weight=None, bias=None, eps=1e-5))]
     fn from_moments(
@@ -407,6 +420,10 @@ impl Affine {
         #[pyo3(from_py_with = argument::eps)] eps: f64,
     ) -> PyResult<Affine> {
         let moments = &moments.get().0;
+        if moments.count() == 0 {
+            let (argument, expected) = ("moments", "of at least one value per channel");
+            return Err(Error::Range { argument, expected, got: "none".into() }.into());
+        }
         let channels = moments.mean().len();
         let weight = Vector::optional(weight, "weight", channels)?.map(Vector::into_values);
         let bias = Vector::optional(bias, "bias", channels)?.map(Vector::into_values);
@@ -622,8 +639,8 @@ pub(super) fn apply(
     let execution = execution(py, x.bytes())?;
     let view = x.view;
     with_element!(x.dtype, E => {
-        let (x_, y) = (Raw(x.pointer().cast::<E>()), Raw(out.pointer().cast::<E>()));
-        let epilogue = functions::epilogue::<E>(residual, activation);
+        let (x_, y) = (x.elements::<E>()?, out.elements::<E>()?);
+        let epilogue = functions::epilogue::<E>(residual, activation)?;
         let table = affine.table::<<E as Element>::Real>(execution.level);
         // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this call;
         // `Output::like` ruled out that out overlaps them otherwise than by being one; the caller

@@ -4,7 +4,7 @@ use super::{
     Bits16, Double, Kernel, LANES, Level, Simd, Vector, narrow_bf16, narrow_f16, widen_bf16,
     widen_f16,
 };
-use crate::backward::{Gating, Upstream, batch_norm_backward_raw};
+use crate::backward::{Differentiate, Gating, Upstream, batch_norm_backward_raw};
 use crate::element::{Element, Real};
 use crate::{
     Activation, Affine, Caches, Epilogue, Execution, Mask, View, apply, apply_in_place,
@@ -506,9 +506,7 @@ fn outputs<E: Element>(
                     view.into(),
                     upstream,
                     x.as_ptr(),
-                    &halves,
-                    Some(weight),
-                    eps,
+                    Differentiate { moments: &halves, weight: Some(weight), eps },
                     dz,
                     execution,
                 )

@@ -93,7 +93,7 @@ pub(super) fn forward<'py>(
             ..*arguments
         };
         let part = part.check()?;
-        part.check_enough()?;
+        part.check_enough("the statistics of each group of group_size")?;
         parts.push(part);
     }
 

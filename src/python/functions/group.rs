@@ -4,27 +4,12 @@
 //! the whole batch. Arguments have been checked and outputs exist by then, so that what is wrong
 //! with them is known before the processes wait for each other, and nothing is left to fail after.
 
-use super::{Arguments, Bounds, argument};
+use super::{Arguments, Bounds, argument, measure};
 use crate::affine::Affine;
-use crate::python::array::with_element;
+use crate::error::Error;
 use crate::python::context::{self, Context, Needs, Statistics};
 use crate::python::nouns;
-use crate::python::run::{Raw, execution, released};
-use crate::{forward, moments as core};
 use pyo3::prelude::*;
-
-impl super::Forward<'_, '_> {
-    /// The statistics of x.
-    fn measure(&self) -> PyResult<core::Moments> {
-        let (py, bytes, batch) = (self.x.given.py(), self.x.bytes(), self.batch());
-        let execution = execution(py, bytes)?;
-        Ok(with_element!(self.x.dtype, E => {
-            let x = Raw(self.x.pointer().cast::<E>());
-            // SAFETY: `x` is a dense array of the batch, alive for the length of this call.
-            released(py, bytes, move || unsafe { forward::moments_raw(batch, x.get(), execution) })
-        }))
-    }
-}
 
 /// Batch normalization of a part of a batch, and what its backward needs.
 ///
@@ -86,9 +71,14 @@ pub(in crate::python) fn part_forward<'py>(
         in_place: false,
     };
     let mut forward = arguments.check()?;
-    let whole = merge.call1((nouns::Moments(forward.measure()?),))?;
+    let of_part = measure(&forward.x, forward.mask.as_ref())?;
+    let whole = merge.call1((nouns::Moments(of_part),))?;
     let moments = nouns::moments_argument(&whole)?.get().0.clone();
     forward.x.view.check_vector("moments", moments.mean())?;
+    if moments.count() == 1 {
+        let (argument, purpose) = ("moments", "batch statistics in training");
+        return Err(Error::TooFewValues { argument, purpose, got: 1 }.into());
+    }
     let [weight, bias] = forward.parameters();
     let affine = match forward.renorm() {
         None => Affine::from_moments(&moments, weight, bias, eps)?,
