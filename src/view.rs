@@ -57,7 +57,7 @@ impl View {
     }
 
     /// The view of an array with `strides` in bytes, or `None` where its memory is not dense under
-    /// any order of its axes (gaps, negative strides, broadcast axes).
+    /// any order of its axes (gaps, negative strides, broadcast axes), or no memory holds so many elements.
     ///
     /// Axes of length 1 and the strides of empty arrays say nothing and are not looked at.
     ///
@@ -82,16 +82,20 @@ impl View {
         let mut within = 1;
         let mut seen_channels = false;
         let total = product(shape);
+        if total == usize::MAX {
+            return None;
+        }
         while within < total {
             let expected = isize::try_from(within.checked_mul(itemsize)?).ok()?;
             let next = (0..shape.len()).rev().find(|&i| shape[i] > 1 && strides[i] == expected)?;
             if next == axis {
                 seen_channels = true;
+            } else if seen_channels {
+                outer *= shape[next];
             } else {
-                let side = if seen_channels { &mut outer } else { &mut inner };
-                *side = product(&[*side, shape[next]]);
+                inner *= shape[next];
             }
-            within = product(&[within, shape[next]]);
+            within *= shape[next];
         }
         // One channel has no place among the axes, so all of it is one run.
         Some(View { outer, channels, inner })
@@ -142,11 +146,8 @@ impl View {
 
 /// The product of some lengths, or the largest number if that is less: a product that wrapped around could be the length
 /// of a slice that does not hold the elements.
+#[inline]
 fn product(lengths: &[usize]) -> usize {
-    // A zero after an overflow still says that there is nothing.
-    if lengths.contains(&0) {
-        return 0;
-    }
     lengths.iter().fold(1, |product: usize, &length| product.saturating_mul(length))
 }
 
@@ -227,6 +228,7 @@ mod tests {
         let view = View::contiguous(&[half, 4, 3], 2).unwrap();
         assert_eq!(view, View { outer: usize::MAX, channels: 3, inner: 1 });
         assert_eq!(View::contiguous(&[half, 4, 0, 3], 3).unwrap().outer, 0);
+        assert_eq!(View::from_strides(&[half, 4, 8], &[32, 4, 16], 4, 1), None);
     }
 
     proptest! {
