@@ -6,6 +6,7 @@ import doctest
 import json
 import os
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -772,6 +773,55 @@ def test_npz(tmp_path: Path, write: Any) -> None:
         assert_is(found, getattr(net, name))
 
 
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_npz_of_bfloat16(tmp_path: Path, write: Any) -> None:
+    """NumPy writes bfloat16 as voids of 2 bytes, which are nothing else."""
+    modules = {"a": BatchNorm(3, dtype=ml_dtypes.bfloat16)}
+    modules["a"](np.random.default_rng(3).normal(size=(9, 3)))
+    entries: dict[str, Any] = checkpoints.to_entries(modules)
+    path = tmp_path / "block.npz"
+    write(path, **entries, other=np.zeros(2, "V3"))
+    read = checkpoints.read(path)
+    assert read["other"].dtype == "V3"
+    for name, value in entries.items():
+        assert read[name].dtype == value.dtype
+        assert read[name].tobytes() == value.tobytes()
+    with np.load(path) as archive:
+        assert archive["a.weight"].dtype == "V2"
+        for source in (path, archive):
+            state = checkpoints.load(source)["a"]
+            assert state.affine() == modules["a"].affine_transform()
+            assert state.running_var.dtype == ml_dtypes.bfloat16
+            module = state.module(dtype=ml_dtypes.bfloat16)
+            assert module.state_dict().keys() == modules["a"].state_dict().keys()
+        with pytest.raises(TypeError, match="weight must have dtype"):
+            rustbn.folding.fold_into_linear(state.affine(), np.zeros((3, 2), "V3"))
+
+
+def test_npz_of_bfloat16_without_ml_dtypes(tmp_path: Path, run_python: RunPython) -> None:
+    path, values = tmp_path / "bn.npz", np.array([1.5, -2.0, 3.0], ml_dtypes.bfloat16)
+    entries: dict[str, Any] = dict.fromkeys(VECTORS, values)
+    np.savez(path, **entries)
+    code = f"""
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np
+from rustbn import checkpoints
+for source in ({str(path)!r}, np.load({str(path)!r})):
+    (state,) = checkpoints.load(source).values()
+    print(state.weight.dtype, state.weight.tolist())
+"""
+    assert run_python(code).stdout == "float32 [1.5, -2.0, 3.0]\n" * 2
+
+
+def test_tensors_of_bfloat16() -> None:
+    net = block(dtype=torch.bfloat16)
+    found = checkpoints.load(net.state_dict())
+    for name, state in found.items():
+        assert_is(state, getattr(net, name))
+        assert state.running_mean.dtype == np.float32
+
+
 def test_npz_of_objects_is_refused(tmp_path: Path) -> None:
     proof, path = tmp_path / "proof", tmp_path / "file.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as file:
@@ -1067,8 +1117,41 @@ def test_names_that_are_written() -> None:
     assert list(checkpoints.to_entries({"": bn})) == [
         "weight", "running_mean", "running_var", "num_batches_tracked",
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="a must have running statistics"):
+    with pytest.raises(ValueError, match=r"^batch_norms\['a'\] must have running statistics"):
         checkpoints.to_entries({"a": BatchNorm(2, track_running_stats=False)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (BatchNorm2d(3), "a mapping of names to batch norms, got BatchNorm2d"),
+        ([BatchNorm2d(3)], "a mapping of names to batch norms, got list"),
+        (None, "a mapping of names to batch norms, got NoneType"),
+    ],
+)
+def test_what_cannot_be_written(wrong: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^batch_norms must be {message}$"):
+        checkpoints.to_entries(wrong)
+
+
+def test_entries_that_cannot_be_written() -> None:
+    wrong: Any = {"b": BatchNorm(2), "a": 3}
+    with pytest.raises(TypeError, match=r"^batch_norms\['a'\] must be a batch norm, got int$"):
+        checkpoints.to_entries(wrong)
+    wrong = {1: BatchNorm(2)}
+    with pytest.raises(TypeError, match=r"^batch_norms must have names of type str, got int$"):
+        checkpoints.to_entries(wrong)
+
+
+@pytest.mark.parametrize("kind", [dict, 3, None, BatchNorm(3), rustbn.Affine])
+def test_a_module_of_no_class_of_batch_norms(kind: Any) -> None:
+    found = checkpoints.load(vectors())
+    match = f"^kind must be a class of batch norms, got {re.escape(repr(kind))}$"
+    with pytest.raises(TypeError, match=match):
+        found["bn"].module(kind)
+    with pytest.raises(TypeError, match=match):
+        found.modules(kind)
+    assert type(found["bn"].module(rustbn.SyncBatchNorm)) is rustbn.SyncBatchNorm
 
 
 @pytest.mark.parametrize("missing", [("weight",), ("bias",), ("weight", "bias")])
@@ -1179,6 +1262,9 @@ def test_arguments_of_load() -> None:
             checkpoints.load(source)
     with pytest.raises(ValueError, match="convention must be one of"):
         checkpoints.load({}, convention="caffe")
+    nothing: Any = None
+    with pytest.raises(TypeError, match="prefix must be a str, got NoneType"):
+        checkpoints.load(vectors(), prefix=nothing)
 
 
 @pytest.mark.parametrize("module", [checkpoints, batch_norms])

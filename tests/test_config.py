@@ -58,6 +58,36 @@ def test_the_version_is_that_of_the_package() -> None:
     assert rustbn.__version__ == importlib.metadata.version("rustbn")
 
 
+def test_modules_are_imported_on_first_use(run_python: RunPython) -> None:
+    code = """
+import sys
+import rustbn
+
+def imported():
+    return [name for name in ("bench", "checkpoints", "demo") if f"rustbn.{name}" in sys.modules]
+
+assert not imported()
+assert {"bench", "checkpoints", "demo", "folding", "batch_norm"} <= set(dir(rustbn))
+from rustbn import *
+names = set(globals())
+assert set(rustbn.__all__) <= names
+assert not imported()
+for name in ("conventions", "distributed", "folding", "functional", "modules", "recalibration"):
+    assert getattr(rustbn, name) is sys.modules[f"rustbn.{name}"]
+assert not imported()
+assert callable(rustbn.checkpoints.load) and imported() == ["checkpoints"]
+assert callable(rustbn.demo.stability)
+from rustbn import bench
+assert bench is rustbn.bench
+try:
+    rustbn.chekpoints
+except AttributeError as error:
+    print(error)
+"""
+    said = run_python(code).stdout.strip()
+    assert said == "module 'rustbn' has no attribute 'chekpoints'"
+
+
 def test_importing_loads_no_other_framework(run_python: RunPython) -> None:
     code = """
 import sys

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import inspect
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from groups import Threads, check, problem, program, shards, step
 from judge import assert_backward, assert_forward, assert_same_bits
 from oracle import Array
-from rustbn import SyncBatchNorm
+from rustbn import SyncBatchNorm, _rustbn
 
 SPLITS = [(9,), (4, 5), (9, 0), (0, 1, 0, 8), (1,) * 9, (3, 0, 6), (2, 7)]
 
@@ -644,6 +645,64 @@ def test_buffers_are_preferred_to_objects() -> None:
     np.testing.assert_allclose(bn.backward(p.dy), dx[:6], atol=1e-6)
 
 
+class Returns:
+    """A group whose allgather is broken."""
+
+    def __init__(self, gathered: Any, after: int = 0) -> None:
+        self.gathered, self.after = gathered, after
+
+    def allgather(self, sendobj: Any) -> Any:
+        self.after -= 1
+        return [sendobj] if self.after >= 0 else self.gathered
+
+
+@pytest.mark.parametrize(
+    ("gathered", "error", "got"),
+    [
+        (None, TypeError, "NoneType"),
+        (3, TypeError, "int"),
+        (iter(()), TypeError, "tuple_iterator"),
+        ([], ValueError, "none"),
+        ([None], ValueError, "NoneType"),
+        ([np.zeros(5), np.zeros(7)], ValueError, "shape (5,), shape (7,)"),
+        ([np.zeros((1, 9))], ValueError, "shape (1, 9)"),
+        ([np.float64(1.0), "row"], ValueError, "float64, str"),
+        (np.zeros((2, 3)), ValueError, "shape (3,), shape (3,)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_what_allgather_must_return(
+    gathered: Any, error: type[Exception], got: str, after: int
+) -> None:
+    bn = SyncBatchNorm(4, group=Returns(gathered, after))
+    x = cases.problem((6, 4)).x
+    shape = (1,) if after == 0 else (9,)
+    expected = f"an array of shape {shape} for each rank, got {got}"
+    if after == 2:  # the exchange of backward
+        bn(x)
+    before = snapshot(bn)
+    with pytest.raises(error) as caught:
+        bn.backward(x) if after == 2 else bn(x)
+    assert str(caught.value) == f"group.allgather must return a list of {expected}"
+    assert snapshot(bn) == before
+
+
+def test_rows_may_be_lists() -> None:
+    class Lists:
+        def allgather(self, sendobj: Array) -> tuple[list[float], ...]:
+            return (sendobj.tolist(),)
+
+    x = cases.problem((6, 4)).x
+    assert_same_bits(SyncBatchNorm(4, group=Lists())(x), rustbn.BatchNorm(4)(x))
+
+
+def test_a_part_takes_what_the_whole_takes_but_the_last_two() -> None:
+    whole, part = (inspect.signature(f) for f in (_rustbn.module_forward, _rustbn.part_forward))
+    assert list(whole.parameters)[-2:] == ["training", "group_size"]
+    assert list(part.parameters) == ["merge", *list(whole.parameters)[:-2]]
+
+
 def test_copies_share_the_group_and_pickles_leave_it_out() -> None:
     group = Threads(2)
     x = cases.problem((6, 4)).x
@@ -663,15 +722,19 @@ def test_copies_share_the_group_and_pickles_leave_it_out() -> None:
     loaded = pickle.loads(pickle.dumps(bn))
     assert_same_bits(loaded.running_mean, bn.running_mean)
     assert (loaded.activation, loaded.on_nonfinite) == ("relu", "skip")
-    with pytest.raises(RuntimeError, match="set its group"):
+    assert repr(loaded.group) == "<lost in a pickle>"
+    with pytest.raises(RuntimeError, match=r"^group must be set .*, got <lost in a pickle>$"):
         loaded(x)
+    with pytest.raises(TypeError, match="group must be None, have"):
+        SyncBatchNorm(4, group=loaded.group)
     loaded.eval()(x)
     loaded.train().group = None
+    assert loaded.group is None
     assert_same_bits(loaded(x), rustbn.BatchNorm(4, activation="relu")(x))
     alone = pickle.loads(pickle.dumps(SyncBatchNorm(4)))
     assert_same_bits(alone(x), rustbn.BatchNorm(4)(x))
     # What was unpickled once can be pickled again, and is still without a group.
-    with pytest.raises(RuntimeError, match="set its group"):
+    with pytest.raises(RuntimeError, match="group must be set"):
         pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(bn))))(x)
 
 

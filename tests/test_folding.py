@@ -422,6 +422,15 @@ CONV = np.ones((6, 4, 3, 3))
             "weight must have 6 inputs",
         ),
         (lambda a: untyped.fold_into_linear(1, np.ones((6, 2))), TypeError, "affine must be"),
+        *(
+            (call, TypeError, "^affine must be an Affine, got ndarray$")  # they changed places
+            for call in (
+                lambda a: untyped.fold_into_linear(np.ones((6, 2)), a),
+                lambda a: untyped.fold_before_linear(np.ones((2, 6)), a),
+                lambda a: untyped.fold_into_conv(CONV, a),
+                lambda a: untyped.fold_before_conv(CONV, a, padding=0),
+            )
+        ),
         (lambda a: untyped.compose(a, 1), TypeError, "second must be an Affine, got int"),
         (lambda a: folding.compose(a, some_affine(5)), ValueError, "second must have 6 channels"),
         (
@@ -451,6 +460,20 @@ CONV = np.ones((6, 4, 3, 3))
 def test_errors(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(some_affine(6))
+
+
+def test_bfloat16_of_others() -> None:
+    """A tensor, which NumPy has no dtype for, and the voids that NumPy's files make of an array."""
+    affine, weight = some_affine(6), CONV.astype(ml_dtypes.bfloat16)
+    expected, expected_bias = folding.fold_into_conv(affine, weight)
+    folded, bias = folding.fold_into_conv(affine, weight.view("V2"))
+    assert folded.dtype == bias.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(folded, expected)
+    np.testing.assert_array_equal(bias, expected_bias)
+    tensor = torch.from_numpy(weight.astype(np.float32)).bfloat16().requires_grad_()
+    folded, bias = folding.fold_into_conv(affine, tensor)
+    assert folded.dtype == bias.dtype == np.float32
+    np.testing.assert_array_equal(folded.astype(ml_dtypes.bfloat16), expected)
 
 
 def test_docstring_examples() -> None:

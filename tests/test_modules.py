@@ -10,6 +10,8 @@ import pickle
 import re
 import weakref
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
@@ -419,7 +421,7 @@ def test_backward_needs_a_forward_that_keeps() -> None:
     with pytest.raises(RuntimeError, match="forward"):
         bn.backward(x)
     bn.eval()(x)
-    with pytest.raises(RuntimeError, match="forward"):
+    with pytest.raises(RuntimeError, match=r"forward .*\(freeze\(\) is eval with gradients\)"):
         bn.backward(x)
     bn.train()(x)
     bn.eval()
@@ -556,6 +558,22 @@ def test_affine_transform(config: dict[str, Any]) -> None:
     assert_close(bn(x), expected, ulps=4)
     bn.reset_parameters()
     assert_close(transform(x), expected, ulps=4)  # a copy, not a view of the module
+
+
+def test_evaluation_without_running_statistics_is_as_training() -> None:
+    x = data((8, 5))
+    bn: Any = BatchNorm(5, track_running_stats=False).eval()
+    np.testing.assert_array_equal(bn(x), BatchNorm(5)(x))
+    with pytest.raises(RuntimeError, match="backward needs"):
+        bn.backward(x)
+    with pytest.raises(ValueError, match=r"x must hold at least 2 values per channel"):
+        bn(x[:1])
+    bn.eps = 0.0
+    with pytest.raises(ValueError, match="eps must be positive"):
+        bn(x)
+    smooth = BatchNorm(5, track_running_stats=False, activation="silu").eval()
+    with pytest.raises(ValueError, match=r"activation must be .* in training, got silu"):
+        smooth(x)
 
 
 def test_affine_transform_without_running_statistics() -> None:
@@ -790,17 +808,18 @@ BAD_STATES = [
     ("float count", with_entry("num_batches_tracked", 3.0), TypeError, "num_batches"),
     ("bool count", with_entry("num_batches_tracked", True), TypeError, "num_batches"),
     (
-        "bfloat16 tensor",
-        with_entry("running_var", torch.ones(5, dtype=torch.bfloat16)),
-        TypeError,
-        "running_var",
-    ),
-    (
         "tensor elsewhere",
         with_entry("running_var", torch.ones(5, device="meta")),
         TypeError,
         "running_var.*CPU tensor",
     ),
+    (
+        "bfloat16 tensor elsewhere",
+        with_entry("running_var", torch.ones(5, dtype=torch.bfloat16, device="meta")),
+        TypeError,
+        "running_var.*CPU tensor",
+    ),
+    ("voids", with_entry("bias", np.zeros(5, "V2")), TypeError, r"bias .*dtype, got \|V2"),
 ]
 
 
@@ -846,6 +865,13 @@ def test_entries_of_what_is_off_are_unexpected() -> None:
 def test_load_from_what_is_no_mapping() -> None:
     with pytest.raises(TypeError, match=r"d must be a mapping.*list"):
         BatchNorm(5).load_state_dict([("weight", np.ones(5))])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefix", [None, 1, ("bn.",)])
+def test_load_with_a_prefix_that_is_no_str(prefix: Any) -> None:
+    text = f"^prefix must be a str, got {type(prefix).__name__}$"
+    with pytest.raises(TypeError, match=text):
+        BatchNorm(5).load_state_dict(BatchNorm(5).state_dict(), prefix=prefix)
 
 
 def test_arrays_that_cannot_be_written() -> None:
@@ -1000,6 +1026,45 @@ def test_axis_must_be_an_int(axis: Any) -> None:
         BatchNorm(3, axis=axis)
 
 
+@pytest.mark.parametrize("name", ["eps", "momentum"])
+@pytest.mark.parametrize("convention", ["torch", "keras"])
+@pytest.mark.parametrize("cls", [BatchNorm2d, rustbn.SyncBatchNorm])
+def test_eps_and_momentum_must_be_real_and_finite(cls: Any, convention: str, name: str) -> None:
+    def refused(value: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=f"^{name} must be {message}$"):
+            cls(3, convention=convention, **{name: value})
+
+    for value in (True, np.False_, "0.1", b"1", [0.1], np.ones(2), 1j, object()):
+        refused(value, TypeError, f"a real number, got {type(value).__name__}")
+    for infinite in (np.inf, -np.inf, np.nan, np.float32(np.inf), 10**400):
+        refused(infinite, ValueError, f".*finite, got {re.escape(str(infinite))}")
+    if name == "eps":
+        refused(None, TypeError, "a real number, got NoneType")
+        refused(-1e-5, ValueError, "0 or more and finite, got -1e-05")
+
+
+REALS = [
+    0, 1, 0.25, np.float16(0.25), np.float64(0.25), np.int8(1), np.array(0.25), torch.tensor(0.25),
+    ml_dtypes.bfloat16(0.25), Decimal("0.25"), Fraction(1, 4), -0.25,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("convention", ["torch", "keras"])
+@pytest.mark.parametrize("number", REALS, ids=lambda number: f"{type(number).__name__} {number}")
+def test_eps_and_momentum_may_be_any_real_number(number: Any, convention: str) -> None:
+    x = data((8, 5))
+    bn: Any
+    other: Any
+    bn, other = (BatchNorm(5, 1e-3, m, convention=convention) for m in (number, float(number)))
+    assert bn.momentum is number
+    np.testing.assert_array_equal(bn(x), other(x))
+    np.testing.assert_array_equal(bn.running_mean, other.running_mean)
+    if number >= 0:
+        bn, other = (BatchNorm(5, eps, convention=convention) for eps in (number, float(number)))
+        assert bn.eps is number
+        np.testing.assert_array_equal(bn.eval()(x), other.eval()(x))
+
+
 @pytest.mark.parametrize("dtype", [np.float64, "float64", "d", np.dtype(np.float64), float])
 def test_dtype(dtype: Any) -> None:
     bn: Any = BatchNorm(3, dtype=dtype)
@@ -1095,7 +1160,7 @@ BAD_FORWARDS: list[tuple[str, tuple[str, ...], dict[str, Any], Any, Any, type[Ex
     ("momentum text", ("train",), {"momentum": "0.1"}, data((8, 5)), None, TypeError, "momentum"),
     ("rank 1", ANY_MODE, {}, np.ones(5, np.float32), None, ValueError, "x"),
     ("rank 0", ANY_MODE, {}, np.ones((), np.float32), None, ValueError, "x"),
-    ("channels", ANY_MODE, {}, data((8, 4)), None, ValueError, "running_mean"),
+    ("channels", ANY_MODE, {}, data((8, 4)), None, ValueError, "x must have 5 channels"),
     ("axis", ANY_MODE, {"axis": 2}, data((8, 5)), None, np.exceptions.AxisError, "axis"),
     ("integers", ANY_MODE, {}, np.ones((8, 5), int), None, TypeError, "x"),
     ("bools", ANY_MODE, {}, np.ones((8, 5), bool), None, TypeError, "x"),
@@ -1181,9 +1246,28 @@ def test_channels_of_a_module_without_arrays(axis: int, mode: str) -> None:
     with pytest.raises(ValueError, match="x must have 2 or more dimensions"):
         bn(np.float32(1.0))
     assert bn(data((8, 5))).shape == (8, 5)
-    bn.bias = np.zeros(5)  # with an array to compare with, the array is named
-    with pytest.raises(ValueError, match="bias"):
-        bn(data((8, 4)))
+
+
+@pytest.mark.parametrize("mode", ANY_MODE)
+@pytest.mark.parametrize("wrap", [np.asarray, torch.from_numpy, ArrayLike])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"affine": False}, {"bias": False, "convention": "keras"}, {"on_nonfinite": "skip"}],
+    ids=str,
+)
+def test_channels(config: dict[str, Any], wrap: Callable[[Array], Any], mode: str) -> None:
+    bn: Any = BatchNorm1d(4, **config)
+    getattr(bn, mode)()
+    before = snapshot(bn)
+    for update in (True, False):
+        text = re.escape("x must have 4 channels along axis 1, got (4, 3, 5)")
+        with pytest.raises(ValueError, match=f"^{text}$"):
+            bn(wrap(data((4, 3, 5))), update=update)
+    assert snapshot(bn) == before
+    bn.running_var = np.ones(3)  # what else does not fit is named
+    if mode != "train":
+        with pytest.raises(ValueError, match=r"^running_var must have shape \(4,\)"):
+            bn(wrap(data((4, 4, 5))))
 
 
 @pytest.mark.parametrize("mode", ["eval", "freeze"])
@@ -1342,8 +1426,9 @@ def test_a_biased_update_refused_changes_nothing() -> None:
         assert snapshot(bn) == before
         assert np.all(out == 7)
         getattr(bn, name).flags.writeable = True
+    bn.momentum = "0.9"
     with pytest.raises(TypeError, match="momentum must be a real number, got str"):
-        BatchNorm(5, momentum="0.9", convention="keras")(data((8, 5)))  # type: ignore[arg-type]
+        bn(data((8, 5)))
 
 
 def test_a_biased_average_over_all_batches_and_over_none() -> None:
@@ -1370,6 +1455,42 @@ def test_load_bfloat16() -> None:
     weight = np.array([1.5, -2.0, 0.25], ml_dtypes.bfloat16)
     bn.load_state_dict({"weight": weight, "bias": weight})
     np.testing.assert_array_equal(bn.weight, [1.5, -2.0, 0.25])
+
+
+def test_bfloat16_state_through_npz() -> None:
+    bn, loaded = (BatchNorm(5, dtype=ml_dtypes.bfloat16) for _ in range(2))
+    file = io.BytesIO()
+    state = randomize(bn).state_dict()
+    np.savez(file, **state)
+    file.seek(0)
+    with np.load(file) as archive:
+        assert archive["weight"].dtype == "V2"
+        loaded.load_state_dict(archive)
+        with pytest.raises(TypeError, match=r"weight must have a floating dtype, got \|V2"):
+            BatchNorm(5).load_state_dict(archive)
+    structured = state | {"bias": np.zeros(5, [("a", "u1"), ("b", "u1")])}
+    with pytest.raises(TypeError, match="bias must have a floating dtype"):
+        loaded.load_state_dict(structured)
+    assert loaded.num_batches_tracked == 3
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        assert getattr(loaded, name).tobytes() == getattr(bn, name).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+def test_load_tensors_of_bfloat16(dtype: Any) -> None:
+    reference: Any = torch.nn.BatchNorm1d(5)
+    reference(torch.from_numpy(data((8, 5))))
+    with torch.no_grad():
+        reference.weight.copy_(torch.from_numpy(data((1, 5))[0]))
+    reference = reference.bfloat16()
+    parameters = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
+    for state in (reference.state_dict(), parameters):  # detached, and as they are
+        bn: Any = BatchNorm1d(5, dtype=dtype)
+        assert bn.load_state_dict(state) == ([], [])
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            expected = getattr(reference, name).detach().double().numpy()
+            np.testing.assert_array_equal(getattr(bn, name).astype(np.float64), expected)
+        assert bn.num_batches_tracked == 1
 
 
 def test_examples_of_the_conventions() -> None:

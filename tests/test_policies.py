@@ -230,8 +230,103 @@ def test_the_policy_must_be_one_of_three(policy: Any) -> None:
         BatchNorm(4, on_nonfinite=policy)
 
 
+def test_a_policy_set_later_is_one_of_three_as_well() -> None:
+    bn: Any = BatchNorm(4, on_nonfinite="skip")
+    with pytest.raises(ValueError, match=r"on_nonfinite must be one of .*, got 'foo'"):
+        bn.on_nonfinite = "foo"
+    assert bn.on_nonfinite == "skip"
+    bn.on_nonfinite = "raise"
+    with pytest.raises(FloatingPointError, match="must stay finite"):
+        bn(spoilt(np.inf))
+
+
 def test_the_policy_is_part_of_the_module() -> None:
     for bn in (rustbn.BatchNorm2d(4, on_nonfinite="skip"), rustbn.SyncBatchNorm(4)):
         assert ("on_nonfinite='skip'" in repr(bn)) == (bn.on_nonfinite == "skip")
         for twin in (copy.deepcopy(bn), pickle.loads(pickle.dumps(bn))):
             assert twin.on_nonfinite == bn.on_nonfinite
+
+
+# Where the running statistics become other than what the function makes of them
+
+CAREFUL: list[dict[str, Any]] = [
+    {"convention": "keras"},
+    {"on_nonfinite": "raise"},
+    {"on_nonfinite": "skip"},
+]
+every_careful = pytest.mark.parametrize("options", CAREFUL, ids=str)
+
+
+@every_careful
+@pytest.mark.parametrize("renorm", [None, (2.0, 1.0)])
+def test_what_comes_between_is_not_seen(
+    options: dict[str, Any],
+    renorm: tuple[float, float] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An interrupt between the function and the end of a forward finds the statistics of before."""
+    bn = trained(renorm=renorm, **options)
+    before, normalise = moved(bn), BatchNorm._normalise
+
+    def interrupted(*arguments: Any) -> Any:
+        normalise(*arguments)
+        assert_equal(moved(bn), before)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BatchNorm, "_normalise", staticmethod(interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        bn(cases.problem((6, 4, 5)).x)
+    assert_equal(moved(bn), before)
+
+
+@every_careful
+@pytest.mark.parametrize("cls", [BatchNorm, rustbn.SyncBatchNorm])
+def test_statistics_that_cannot_be_moved_are_refused_first(
+    cls: type[BatchNorm], options: dict[str, Any]
+) -> None:
+    """As in place, where nothing is to be done about them."""
+    x, out = cases.problem((6, 4)).x, np.full((6, 4), 7, np.float32)
+    read_only = np.ones(4, np.float32)
+    read_only.flags.writeable = False
+    changes: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"running_mean": [0.0] * 4}, TypeError, "running_mean must be a NumPy array, got list"),
+        ({"running_var": read_only}, ValueError, "running_var must be writeable"),
+        ({"running_var": np.ones(3)}, ValueError, r"running_var must have shape \(4,\)"),
+        ({"running_var": np.ones(4, int)}, TypeError, "running_var must have dtype"),
+        ({"running_var": None}, ValueError, "running_var must be given"),
+        ({"running_mean": x[2]}, ValueError, "running_mean must share no memory with x"),
+        ({"running_mean": out[2]}, ValueError, "out must share no memory with running_mean"),
+        ({"running_var": out[2]}, ValueError, "out must share no memory with running_var"),
+    ]
+    for attributes, error, message in changes:
+        for others in ({}, options):
+            bn = cls(4, **others)
+            for name, value in attributes.items():
+                setattr(bn, name, value)
+            kept = x.copy()
+            with pytest.raises(error, match=f"^{message}"):
+                bn(x, out=out)
+            assert (out == 7).all()
+            assert_same_bits(x, kept)
+            assert bn.num_batches_tracked == 0
+
+
+@every_careful
+def test_statistics_of_another_owner_are_moved_in_place(options: dict[str, Any]) -> None:
+    x = cases.problem((6, 4)).x
+    plain, bn = BatchNorm(4, **options), BatchNorm(4, **options)
+    mean, var = torch.zeros(4), np.ones(8, np.float32)
+    owned: Any = bn
+    owned.running_mean, owned.running_var = mean, var[::2]
+    assert_same_bits(bn(x), plain(x))
+    assert owned.running_mean is mean
+    assert_same_bits(mean.numpy(), plain.running_mean)
+    assert_same_bits(var[::2], plain.running_var)
+    assert (var[1::2] == 1).all()
+
+
+def test_renorm_of_a_module_without_statistics() -> None:
+    bn = BatchNorm(4, track_running_stats=False)
+    bn.renorm = (2.0, 1.0)
+    with pytest.raises(ValueError, match=r"^running_mean must be given with renorm, got None"):
+        bn(cases.problem((6, 4)).x)

@@ -183,6 +183,18 @@ def test_what_cannot_be_called_is_refused_before_the_first_batch() -> None:
         recompute_statistics([bn], batches(), 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="progress must be a bool or callable, got str"):
         recompute_statistics([bn], batches(), bn, progress="bar")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^batches must be iterable, got int$"):
+        recompute_statistics([bn], 5, bn)  # type: ignore[arg-type]
+
+
+def test_batches_may_be_of_what_has_no_more_than_items() -> None:
+    class DataSet:
+        def __getitem__(self, index: int) -> Array:
+            return cut(DATA, 10, 20)[index]
+
+    bn, batches = BatchNorm(5), DataSet()
+    recompute_statistics([bn], batches, bn)  # type: ignore[arg-type]
+    check(bn, DATA)
 
 
 def test_a_module_that_sees_too_little_is_named() -> None:

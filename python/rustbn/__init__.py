@@ -16,12 +16,16 @@ whole data set.
 
 Folding (`rustbn.folding`): batch norm into the linear or convolutional layer next to it.
 
-Checkpoints (`rustbn.checkpoints`, imported for itself): the batch norms of models that others
-trained, without the framework that wrote the file.
+Checkpoints (`rustbn.checkpoints`): the batch norms of models that others trained, without the
+framework that wrote the file. This module, `rustbn.demo` and `rustbn.bench` are imported when they
+are first used.
 
 Results are the same bits for any number of threads and with any instruction set.
 """
 
+from typing import TYPE_CHECKING
+
+from rustbn import conventions as conventions
 from rustbn import folding as folding
 from rustbn._config import empty_cache, get_num_threads, set_num_threads, show_config, threads
 from rustbn._rustbn import __version__
@@ -67,3 +71,20 @@ __all__ = [
     "show_config",
     "threads",
 ]
+
+if TYPE_CHECKING:
+    from rustbn import bench as bench
+    from rustbn import checkpoints as checkpoints
+    from rustbn import demo as demo
+else:
+    from importlib import import_module as _import_module
+
+    _ON_FIRST_USE = ("bench", "checkpoints", "demo")
+
+    def __getattr__(name: str) -> object:
+        if name in _ON_FIRST_USE:
+            return _import_module(f"rustbn.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ON_FIRST_USE})

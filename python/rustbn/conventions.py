@@ -26,15 +26,13 @@ The channel axis is no part of a convention: it says where the channels of *your
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+
+from rustbn._arguments import as_real
 
 __all__ = ["CONVENTIONS", "Convention", "named"]
-
-_Number = TypeVar("_Number")
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,9 @@ class Convention:
     separator: str
     collections: Mapping[str, str] = field(default_factory=dict)
 
-    def weight_of_batch(self, momentum: _Number) -> _Number | float:
-        """Return the weight of the new batch that `momentum` stands for.
-
-        What is no number is returned as it is, for whoever checks momentum to refuse.
-        """
-        if self.weighs_old and isinstance(momentum, numbers.Real):
-            return 1.0 - float(momentum)
-        return momentum
+    def weight_of_batch(self, momentum: float) -> float:
+        """Return the weight of the new batch that `momentum`, a real number, stands for."""
+        return 1.0 - as_real("momentum", momentum) if self.weighs_old else momentum
 
 
 def _entries(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, reduce
 from operator import add
@@ -63,7 +63,7 @@ convention, on_nonfinite, renorm
     Attributes
     ----------
     group
-        As given; may be replaced, on all ranks alike.
+        As given; may be replaced, on all ranks alike. After unpickling a mark that it is lost.
 
     Raises
     ------
@@ -143,7 +143,10 @@ convention, on_nonfinite, renorm
 
     @property
     def group(self) -> Any:
-        """The group whose batches are normalised together, None for this rank's alone."""
+        """The group whose batches are normalised together, None for this rank's alone.
+
+        After unpickling it is neither, but a mark that it is lost, until it is set.
+        """
         return self._link.group
 
     @group.setter
@@ -181,6 +184,9 @@ convention, on_nonfinite, renorm
         RuntimeError
             If another rank has raised an exception or is in backward, or the module was unpickled
             and its `group` not set.
+        TypeError, ValueError
+            If the group's `allgather` returns anything but an array of the right shape of each
+            rank.
         """
         exchanges = self.training and not self._frozen and not self._link.alone
         with self._one_exchange() if exchanges else nullcontext():
@@ -218,7 +224,7 @@ convention, on_nonfinite, renorm
     def _normalise(self, x: _Array, *arguments: Any) -> tuple[_FloatArray, Context]:
         if self._link.alone:
             return module_forward(x, *arguments)
-        *of_part, _, group_size = arguments
+        *of_part, _, group_size = arguments  # part_forward takes all but the last two
         if group_size is not None:
             raise ValueError(f"group_size must be None in a SyncBatchNorm, got {group_size}")
         return part_forward(partial(self._merge, x), x, *of_part)
@@ -318,17 +324,24 @@ class _Link:
         return (_Link, (None,)) if self.alone else (_Broken, ())
 
 
+class _Lost:
+    """What `group` is in a module that was unpickled."""
+
+    def __repr__(self) -> str:
+        return "<lost in a pickle>"
+
+
 class _Broken(_Link):
     """What is left of a group in another process."""
 
     def __init__(self) -> None:
         super().__init__(None)
         self.alone = False
+        self.group = _Lost()
 
     def check(self) -> None:
         raise RuntimeError(
-            "this module was unpickled, and belongs to no group yet: set its group (None for a "
-            "group of one)"
+            f"group must be set after unpickling, None for a group of one, got {self.group}"
         )
 
 
@@ -357,8 +370,19 @@ def _gathering(group: Any) -> _Gather:
 
 
 def _gather_objects(group: Any, row: _Vector) -> _Vector:
-    gathered: Sequence[_Vector] = group.allgather(row)
-    return np.array(gathered, np.float64)
+    gathered: Collection[_Vector] = group.allgather(row)
+    expected = f"group.allgather must return a list of an array of shape {row.shape} for each rank"
+    if not isinstance(gathered, Collection):
+        raise TypeError(f"{expected}, got {type(gathered).__name__}")
+    with suppress(TypeError, ValueError):
+        rows = np.array(gathered, np.float64)
+        if len(rows) and rows.shape[1:] == row.shape:
+            return rows
+    got = [
+        f"shape {each.shape}" if isinstance(each, np.ndarray) else type(each).__name__
+        for each in gathered
+    ]
+    raise ValueError(f"{expected}, got {', '.join(got) or 'none'}")
 
 
 def _gather_buffers(group: Any, row: _Vector) -> _Vector:

@@ -84,7 +84,8 @@ def fold_into_linear(
     affine : Affine
         The batch norm, of as many channels as the layer has outputs.
     weight : array, shape (outputs, inputs)
-        float64, float32, float16 or bfloat16; (inputs, outputs) with ``axis=1``.
+        float64, float32, float16 or bfloat16 (a tensor of which counts as float32); (inputs,
+        outputs) with ``axis=1``.
     bias : array, shape (outputs,), optional
         Zero where absent.
     axis : int, default 0
@@ -113,6 +114,7 @@ def fold_into_linear(
     >>> folding.fold_into_linear(affine, np.array([[3.0, 4.0]]))
     (array([[6., 8.]]), array([3.]))
     """
+    _check_affine(affine)
     return _after(affine, _linear(weight, axis), bias)
 
 
@@ -147,6 +149,7 @@ def fold_before_linear(
     (array([[6.],
            [8.]]), array([ 9., 12.]))
     """
+    _check_affine(affine)
     return _before(affine, _linear(weight, axis), bias)
 
 
@@ -166,7 +169,8 @@ def fold_into_conv(
     affine : Affine
         The batch norm, of as many channels as the convolution has outputs.
     weight : array
-        float64, float32, float16 or bfloat16, any number of spatial axes; see `layout`.
+        float64, float32, float16 or bfloat16 (a tensor of which counts as float32), any number of
+        spatial axes; see `layout`.
     bias : array, shape (outputs,), optional
         Zero where absent.
     transposed : bool, default False
@@ -212,6 +216,7 @@ def fold_into_conv(
     >>> weight[:, 0, 0, 0], bias
     (array([2., 3.], dtype=float32), array([ 0.5, -2.5], dtype=float32))
     """
+    _check_affine(affine)
     return _after(affine, _convolution(weight, transposed, groups, layout), bias)
 
 
@@ -260,9 +265,9 @@ def fold_before_conv(
     every channel, everything folds; where not, the fold is refused. A padding of copies ("reflect",
     "replicate", "circular") has passed through the batch norm and is exact.
     """
+    _check_affine(affine)
     parts = _convolution(weight, transposed, groups, layout)
     pads = _pads(padding, padding_mode, parts)
-    _check_affine(affine)
     if np.any(_shift(affine) != 0.0):
         why = None
         if transposed:
@@ -351,7 +356,6 @@ class _Parts(NamedTuple):
 
 def _after(affine: Affine, parts: _Parts, bias: _Array | None) -> _Folded:
     outputs, _ = parts.channels()
-    _check_affine(affine)
     _check_channels(affine, outputs, "outputs", parts)
     weights = parts.grouped()
     scale = affine.scale.reshape(parts.groups, -1, *(1,) * (weights.ndim - 2))
@@ -361,7 +365,6 @@ def _after(affine: Affine, parts: _Parts, bias: _Array | None) -> _Folded:
 
 def _before(affine: Affine, parts: _Parts, bias: _Array | None) -> _Folded:
     outputs, inputs = parts.channels()
-    _check_affine(affine)
     _check_channels(affine, inputs, "inputs", parts)
     weights = parts.grouped()
     scale = affine.scale.reshape(parts.groups, 1, -1, *(1,) * (weights.ndim - 3))

@@ -9,6 +9,7 @@ afterwards, so an exception leaves the module as it was.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rustbn._arguments import as_array, as_integer
+from rustbn._arguments import as_array, as_integer, as_real, check_eps, check_str
 from rustbn._rustbn import check_activation, check_renorm, module_forward, module_inference
 from rustbn.conventions import Convention, named
 from rustbn.functional import Affine, Context, Gradients, Moments, batch_norm_backward
@@ -83,7 +84,8 @@ class BatchNorm:
         both statistics of these channels as they are. `y` is the same in all cases.
     group_size : int, optional
         Ghost batches ([2]_): a training forward normalises so many samples at a time, each group
-        with its own statistics. The running statistics are moved by those of the whole batch.
+        with its own statistics. The running statistics are moved by those of the whole batch. Every
+        group, the last and perhaps smaller one too, needs two values per channel.
     renorm : (float, float), optional
         Batch renormalization ([3]_) with ``(r_max, d_max)``: see `rustbn.batch_norm`. May be
         replaced as training goes on; ``(1.0, 0.0)`` is batch normalization.
@@ -110,9 +112,11 @@ on_nonfinite, group_size, renorm
     Raises
     ------
     TypeError
-        If `num_features` or `axis` is not an integer, or `dtype` none of these.
+        If `num_features` or `axis` is not an integer, `eps` or `momentum` not a real number, or
+        `dtype` none of these.
     ValueError
-        If `num_features` is not positive, or there is no such `convention` or `on_nonfinite`.
+        If `num_features` is not positive, `eps` is negative, `eps` or `momentum` not finite, or
+        there is no such `convention` or `on_nonfinite`.
 
     See Also
     --------
@@ -231,16 +235,16 @@ on_nonfinite, group_size, renorm
         found = named(convention)
         self.convention = convention
         self.eps = found.eps if isinstance(eps, _Default) else eps
+        check_eps(self.eps)
         self.momentum = found.momentum if isinstance(momentum, _Default) else momentum
+        if self.momentum is not None and not math.isfinite(as_real("momentum", self.momentum)):
+            raise ValueError(f"momentum must be finite, got {momentum}")
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.axis = as_integer("axis", axis)
         self.dtype = _parameter_dtype(dtype)
         check_activation(activation)
         self.activation = activation
-        if on_nonfinite not in _ON_NONFINITE:
-            names = ", ".join(map(repr, _ON_NONFINITE))
-            raise ValueError(f"on_nonfinite must be one of {names}, got {on_nonfinite!r}")
         self.on_nonfinite = on_nonfinite
         self.group_size = None if group_size is None else as_integer("group_size", group_size)
         if self.group_size is not None and self.group_size < 1:
@@ -334,45 +338,49 @@ on_nonfinite, group_size, renorm
         if update is not True and not isinstance(update, bool | np.bool_):
             raise TypeError(f"update must be a bool, got {type(update).__name__}")
 
-        if self.training and not self._frozen:
-            return self._train(x, residual, mask, lengths, bool(update), out)
-        running_mean, running_var = self.running_mean, self.running_var
-        if running_mean is None and self.weight is None and self.bias is None:
-            self._check_channels(x)  # the function has nothing to compare x with
-        if self._frozen:
-            y, self._context = module_forward(
+        alone = self.weight is None and self.bias is None
+        if alone and (self.training or self.running_mean is None):
+            self._check_channels(x)  # the function may have nothing to compare x with
+        try:
+            if self.training and not self._frozen:
+                return self._train(x, residual, mask, lengths, bool(update), out)
+            if self._frozen:
+                y, self._context = module_forward(
+                    x,
+                    self.running_mean,
+                    self.running_var,
+                    self.weight,
+                    self.bias,
+                    0.0,  # momentum: nothing moves
+                    self.eps,
+                    self.axis,
+                    self.activation,
+                    residual,
+                    mask,
+                    lengths,
+                    None,  # renorm
+                    out,
+                    False,  # training
+                    None,  # group_size
+                )
+                return y
+            y = module_inference(
                 x,
-                running_mean,
-                running_var,
+                self.running_mean,
+                self.running_var,
                 self.weight,
                 self.bias,
-                0.0,  # momentum: nothing moves
                 self.eps,
                 self.axis,
                 self.activation,
                 residual,
                 mask,
                 lengths,
-                None,  # renorm
                 out,
-                False,  # training
-                None,  # group_size
             )
-            return y
-        y = module_inference(
-            x,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            self.eps,
-            self.axis,
-            self.activation,
-            residual,
-            mask,
-            lengths,
-            out,
-        )
+        except ValueError:
+            self._check_channels(x)  # the function would name the vector it compared x with
+            raise
         self._context = None
         return y
 
@@ -388,7 +396,7 @@ on_nonfinite, group_size, renorm
         """Do what `forward` does in training."""
         running_mean, running_var = self.running_mean, self.running_var
         batches, momentum, population = self.num_batches_tracked, 0.0, self._population
-        before: tuple[_FloatArray, _FloatArray] | None = None
+        copies: tuple[_FloatArray, _FloatArray] | None = None
         moves = update and self.track_running_stats and population is None
         # Statistics that are to be replaced are nothing to renormalise toward.
         renorm = self.renorm if population is None else None
@@ -399,16 +407,18 @@ on_nonfinite, group_size, renorm
                 momentum = 1.0 / batches
             else:
                 momentum = convention.weight_of_batch(self.momentum)
-            careful = convention.biased or self.on_nonfinite != "propagate"
+            careful = convention.biased or self._on_nonfinite != "propagate"
             if careful and running_mean is not None and running_var is not None:
-                before = np.array(running_mean), np.array(running_var)
-        elif renorm is not None:
-            # Needed to renormalise, and not to be moved.
-            running_mean, running_var = np.array(running_mean), np.array(running_var)
-        else:
+                # What the function makes of them is not yet what they become.
+                self._check_movable(running_mean, running_var, x, out)
+                copies = np.asarray(running_mean).copy(), np.asarray(running_var).copy()
+                running_mean, running_var = copies
+        elif renorm is None:
             running_mean = running_var = None
-        if running_mean is None and self.weight is None and self.bias is None:
-            self._check_channels(x)  # the function has nothing to compare x with
+        elif running_mean is not None and running_var is not None:
+            # Needed to renormalise, and not to be moved.
+            running_mean = np.asarray(running_mean).copy()
+            running_var = np.asarray(running_var).copy()
 
         y, context = self._normalise(
             x,
@@ -428,8 +438,8 @@ on_nonfinite, group_size, renorm
             True,  # training
             self.group_size,
         )
-        if before is not None and not self._settle(before, momentum, context):
-            moves = False
+        if copies is not None:
+            moves = self._settle(*copies, momentum, context)
         if population is not None and context.moments is not None:
             self._population = population.merge(context.moments)
         self._context = context
@@ -437,38 +447,46 @@ on_nonfinite, group_size, renorm
             self.num_batches_tracked = batches
         return y
 
-    def _settle(
-        self, before: tuple[_FloatArray, _FloatArray], momentum: float, context: Context
-    ) -> bool:
-        """Make the update that the function has made, and checked, that of this module.
+    def _check_movable(
+        self, mean: _FloatArray, var: _FloatArray, x: _Array, out: _FloatArray | None
+    ) -> None:
+        """Refuse running statistics that the function would refuse to update in place."""
+        nothing = np.zeros(self.num_features)
+        Moments(0, nothing, nothing).update_running(mean, var, 0.0)  # checks them, moves nothing
+        for name, vector in (("running_mean", mean), ("running_var", var)):
+            for this, other, array in ((name, "x", x), ("out", name, out)):
+                if isinstance(array, np.ndarray) and np.shares_memory(np.asarray(vector), array):
+                    raise ValueError(
+                        f"{this} must share no memory with {other}, got memory shared with {other}"
+                    )
 
-        Return whether it has moved any channel.
+    def _settle(
+        self, mean: _FloatArray, var: _FloatArray, momentum: float, context: Context
+    ) -> bool:
+        """Make of copies that the function has moved the running statistics of this module.
+
+        Return whether any channel has moved.
         """
-        running = [np.asarray(vector) for vector in (self.running_mean, self.running_var)]
+        running_mean, running_var = np.asarray(self.running_mean), np.asarray(self.running_var)
         moments = context.moments
         assert moments is not None  # it was a training forward
         if moments.count == 0:
             return True
         if self._convention().biased:
-            updated = (1.0 - momentum) * before[1].astype(np.float64) + momentum * moments.var()
+            updated = (1.0 - momentum) * running_var.astype(np.float64) + momentum * moments.var()
             with np.errstate(over="ignore"):  # infinity, as the function has it
-                running[1][...] = updated
-        try:
-            spoilt = self._spoilt(*running)
-        except FloatingPointError:
-            for vector, old in zip(running, before, strict=True):
-                vector[...] = old
-            raise
-        for vector, old in zip(running, before, strict=True):
-            np.copyto(vector, old, where=spoilt)
-        return not spoilt.all()
+                var[...] = updated
+        moved = ~self._spoilt(mean, var)
+        np.copyto(running_mean, mean, where=moved)
+        np.copyto(running_var, var, where=moved)
+        return bool(moved.any())
 
     def _spoilt(self, mean: _FloatArray, var: _FloatArray) -> NDArray[np.bool_]:
         """Return the channels whose running statistics are not to become `mean` and `var`."""
-        if self.on_nonfinite == "propagate":
+        if self._on_nonfinite == "propagate":
             return np.zeros(self.num_features, np.bool_)
         spoilt: NDArray[np.bool_] = ~(np.isfinite(mean) & np.isfinite(var))
-        if self.on_nonfinite == "raise" and spoilt.any():
+        if self._on_nonfinite == "raise" and spoilt.any():
             channels = np.flatnonzero(spoilt).tolist()
             more = f" and {len(channels) - 10} more" if len(channels) > 10 else ""
             raise FloatingPointError(
@@ -495,7 +513,8 @@ on_nonfinite, group_size, renorm
         Raises
         ------
         RuntimeError
-            If the latest forward was not a training or frozen one, or there was none.
+            If the latest forward was not a training or frozen one, or there was none. What
+            gradients in eval mode are in PyTorch is `freeze` here.
         ValueError
             If `dy` has another shape than y, or `out` does not fit.
         TypeError
@@ -510,7 +529,8 @@ on_nonfinite, group_size, renorm
         if context is None:
             raise RuntimeError(
                 "backward needs a training or frozen forward before it: the latest forward was in "
-                "eval mode, or there was none since the module was made, copied or unpickled"
+                "eval mode (freeze() is eval with gradients), or there was none since the module "
+                "was made, copied or unpickled"
             )
         for name in ("weight_grad", "bias_grad"):
             gradient = getattr(self, name)
@@ -548,6 +568,18 @@ on_nonfinite, group_size, renorm
     def frozen(self) -> bool:
         """Whether forward uses the running statistics whatever `training` says."""
         return self._frozen
+
+    @property
+    def on_nonfinite(self) -> str:
+        """What a training forward does where running statistics would not be finite."""
+        return self._on_nonfinite
+
+    @on_nonfinite.setter
+    def on_nonfinite(self, policy: str) -> None:
+        if policy not in _ON_NONFINITE:
+            names = ", ".join(map(repr, _ON_NONFINITE))
+            raise ValueError(f"on_nonfinite must be one of {names}, got {policy!r}")
+        self._on_nonfinite = policy
 
     def train(self, mode: bool = True) -> Self:
         """Choose training (batch statistics) or, with False, eval (running ones); return self."""
@@ -634,8 +666,8 @@ on_nonfinite, group_size, renorm
         dict of str to numpy.ndarray
             PyTorch's are "weight", "bias", "running_mean", "running_var" and "num_batches_tracked"
             (a 0-d int64 array), leaving out what is None. Fit for `numpy.savez`, and, through
-            `torch.from_numpy`, for a PyTorch module. The other conventions have no count of
-            batches.
+            `torch.from_numpy`, for a PyTorch module; bfloat16, which that does not take, as float32
+            first. The other conventions have no count of batches.
         """
         state = {}
         for name, entry in self._convention().entries.items():
@@ -653,7 +685,8 @@ on_nonfinite, group_size, renorm
         ----------
         d : mapping of str to array
             NumPy arrays or CPU tensors under the names of `state_dict`. The vectors may be of any
-            floating dtype. Without a `num_batches_tracked` beside its running statistics (as in
+            floating dtype; in a module of bfloat16 also of 2-byte voids, as which `numpy.savez`
+            writes bfloat16. Without a `num_batches_tracked` beside its running statistics (as in
             checkpoints of PyTorch before 0.4.1, and in other conventions), the count is 0.
         strict : bool, default True
             Whether missing and unexpected entries are errors; else they are left as they are.
@@ -673,7 +706,8 @@ on_nonfinite, group_size, renorm
             If an entry has the wrong shape, the count is negative, or an array of the module is
             not writeable.
         TypeError
-            If an entry cannot be made an array, or has the wrong dtype.
+            If an entry cannot be made an array, or has the wrong dtype; if `d` is no mapping or
+            `prefix` no str.
 
         Notes
         -----
@@ -696,6 +730,7 @@ on_nonfinite, group_size, renorm
         """
         if not isinstance(d, Mapping):
             raise TypeError(f"d must be a mapping of names to arrays, got {type(d).__name__}")
+        check_str("prefix", prefix)
         entries = self._convention().entries.items()
         own = {entry: name for name, entry in entries if getattr(self, name) is not None}
         given = [k.removeprefix(prefix) for k in map(str, d) if k.startswith(prefix)]
@@ -778,11 +813,11 @@ on_nonfinite, group_size, renorm
     def _check_channels(self, x: _Array) -> None:
         if not hasattr(x, "__array__"):
             return
-        shape = np.shape(x)
+        shape = x.shape if isinstance(x, np.ndarray) else tuple(np.shape(x))
         if -len(shape) <= self.axis < len(shape) and shape[self.axis] != self.num_features:
             raise ValueError(
                 f"x must have {self.num_features} channels along axis {self.axis}, got {shape}"
-            )
+            ) from None
 
     def _running_statistics(self, what: str) -> tuple[_FloatArray, _FloatArray]:
         if self.running_mean is None or self.running_var is None:
@@ -909,6 +944,8 @@ def _batches(key: str, value: NDArray[Any]) -> int:
 
 
 def _vector(key: str, value: NDArray[Any], like: _FloatArray) -> _FloatArray:
+    if like.dtype.name == "bfloat16" and value.dtype == "V2":  # as numpy.savez writes it
+        value = value.view(like.dtype)
     if value.dtype.kind != "f" and not _is_float(value.dtype):
         raise TypeError(f"{key} must have a floating dtype, got {value.dtype}")
     if value.shape != like.shape:

@@ -53,7 +53,8 @@ def recompute_statistics(
     Raises
     ------
     TypeError
-        If `modules` has anything but batch norms, or `forward` or `progress` is none of these.
+        If `modules` has anything but batch norms, or `batches`, `forward` or `progress` is none of
+        these.
     ValueError
         If `modules` is empty; if a module saw fewer than two values per channel.
     RuntimeError
@@ -86,6 +87,8 @@ def recompute_statistics(
     (array([4.5], dtype=float32), array([9.166667], dtype=float32))
     """
     named = _named(modules)
+    if not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
+        raise TypeError(f"batches must be iterable, got {type(batches).__name__}")
     if not callable(forward):
         raise TypeError(f"forward must be callable, got {type(forward).__name__}")
     if not isinstance(progress, bool | np.bool_) and not callable(progress):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rustbn._arguments import as_array, as_floats
+from rustbn._arguments import as_array, as_floats, check_eps, check_str
 from rustbn.checkpoints.entries import Entries
 from rustbn.checkpoints.errors import CheckpointError, naming, shown
 from rustbn.checkpoints.files import read
@@ -104,7 +103,14 @@ class BatchNormState:
         -------
         BatchNorm
             With copies of the state, of this convention: training continues as it would have there.
+
+        Raises
+        ------
+        TypeError
+            If `kind` is no class of batch norms.
         """
+        if not (isinstance(kind, type) and issubclass(kind, BatchNorm)):
+            raise TypeError(f"kind must be a class of batch norms, got {kind!r}")
         double = self.running_mean.dtype == np.float64
         defaults = {
             "eps": self.eps,
@@ -219,8 +225,8 @@ def load(
     ----------
     source : str, path-like, or mapping
         A file that `read` opens, what `read` returns, or a mapping of names to arrays or CPU
-        tensors, nested or not: a state dict, the variables of a Flax model, a dictionary of the
-        weights of a Keras model by path.
+        tensors (of bfloat16 as float32), nested or not: a state dict, the variables of a Flax
+        model, a dictionary of the weights of a Keras model by path.
     convention : {"torch", "keras", "flax", "onnx"}, optional
         Whose entry names to look for, and whose eps and momentum to assume; see
         `rustbn.conventions`. The default is "onnx" for ONNX models, whose graphs say what is
@@ -244,7 +250,7 @@ def load(
         If there is no such convention, an eps is negative or not finite, or `eps` names a batch
         norm that is not there.
     TypeError
-        If `source` or `eps` is none of the above.
+        If `source`, `eps` or `prefix` is none of the above.
 
     Notes
     -----
@@ -272,6 +278,7 @@ def load(
     """
     if convention is not None:
         named(convention)
+    check_str("prefix", prefix)
     if isinstance(source, str | os.PathLike):
         source = read(source)
     elif not isinstance(source, Mapping):
@@ -318,6 +325,8 @@ def to_entries(
     ------
     ValueError
         If there is no such convention, or a batch norm has no running statistics.
+    TypeError
+        If `batch_norms` is no mapping of names to batch norms.
 
     Notes
     -----
@@ -331,11 +340,19 @@ def to_entries(
     ['params/bn1/scale', 'params/bn1/bias', 'batch_stats/bn1/mean', 'batch_stats/bn1/var']
     """
     target = named(convention)
+    if not isinstance(batch_norms, Mapping):
+        kind = type(batch_norms).__name__
+        raise TypeError(f"batch_norms must be a mapping of names to batch norms, got {kind}")
     entries: dict[str, NDArray[Any]] = {}
     for name, batch_norm in batch_norms.items():
+        if not isinstance(name, str):
+            raise TypeError(f"batch_norms must have names of type str, got {type(name).__name__}")
+        item = f"batch_norms[{name!r}]"
+        if not isinstance(batch_norm, BatchNorm | BatchNormState):
+            raise TypeError(f"{item} must be a batch norm, got {type(batch_norm).__name__}")
         mean = batch_norm.running_mean
         if mean is None or batch_norm.running_var is None:
-            raise ValueError(f"{name} must have running statistics to be written, got None")
+            raise ValueError(f"{item} must have running statistics to be written, got None")
         for ours, theirs in target.entries.items():
             value = getattr(batch_norm, ours)
             if value is None and target.name == "onnx":
@@ -370,10 +387,7 @@ class _Eps:
                 raise ValueError(f"eps must be of batch norms that are there, got {unknown}")
         values = eps.values() if isinstance(eps, Mapping) else [] if eps is None else [eps]
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"eps must be a real number, got {type(value).__name__}")
-            if not 0.0 <= value < np.inf:
-                raise ValueError(f"eps must be 0 or more and finite, got {value}")
+            check_eps(value)
 
     def of(self, name: str, group: _Group) -> tuple[float, bool]:
         eps = self._eps.get(name) if isinstance(self._eps, Mapping) else self._eps

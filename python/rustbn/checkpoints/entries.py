@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rustbn._arguments import as_bfloat16
 from rustbn.checkpoints.errors import CheckpointError, naming, shown
 
 __all__ = ["DTYPES", "Entries", "Entry", "Span", "numbers", "read_exactly"]
@@ -135,9 +135,4 @@ def numbers(data: bytes, dtype: str, byteorder: str) -> NDArray[Any]:
     _, code = DTYPES[dtype]
     array = np.frombuffer(data, np.dtype(f"{byteorder}{code}"))
     native: NDArray[Any] = array.astype(array.dtype.newbyteorder("="))
-    if dtype != "bfloat16":
-        return native
-    ml_dtypes = sys.modules.get("ml_dtypes")
-    if ml_dtypes is not None:
-        return native.view(ml_dtypes.bfloat16)
-    return (native.astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
+    return as_bfloat16(native) if dtype == "bfloat16" else native

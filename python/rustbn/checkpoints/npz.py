@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rustbn._arguments import from_void
 from rustbn.checkpoints.entries import Entry
 from rustbn.checkpoints.errors import CheckpointError, shown
 
@@ -50,7 +51,7 @@ class _Member:
                         f"the member has {size - file.tell()}"
                     )
                 flat = np.frombuffer(file.read(needed), dtype)
-            array: NDArray[Any] = flat.astype(dtype.newbyteorder("="))
+            array = from_void(flat.astype(dtype.newbyteorder("=")))
             return array.reshape(shape, order="F" if fortran else "C")
         except (CheckpointError, FileNotFoundError):
             raise
