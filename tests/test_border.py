@@ -462,7 +462,7 @@ class Meddler:
 def retype(x: Array, dtype: npt.DTypeLike) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of what is done here
-        x.dtype = dtype  # type: ignore[misc]
+        x.dtype = np.dtype(dtype)  # type: ignore[misc]
 
 
 # What an argument can do to another array while the call looks at it.
