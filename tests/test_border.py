@@ -19,6 +19,7 @@ import torch
 from judge import assert_forward, assert_same_bits
 from numpy.lib.stride_tricks import as_strided
 from oracle import Array
+from rustbn._rustbn import part_backward, part_forward
 
 both_dtypes = pytest.mark.parametrize("dtype", cases.DTYPES)
 both_modes = pytest.mark.parametrize("training", [True, False])
@@ -459,51 +460,136 @@ class Meddler:
         return self.values
 
 
-def retype(x: Array, dtype: npt.DTypeLike) -> None:
+def change(array: Array, attribute: str, value: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of what is done here
-        x.dtype = np.dtype(dtype)  # type: ignore[misc]
+        setattr(array, attribute, value)
 
 
-# What an argument can do to another array while the call looks at it.
+# What the code of one argument can do to another array.
 MEDDLING: dict[str, Callable[[Array], None]] = {
-    "wider elements": lambda x: retype(x, np.float64),
-    "narrower elements": lambda x: retype(x, np.float16),
-    "other elements": lambda x: retype(x, np.int32),
-    "fewer": lambda x: x.resize((6, 2), refcheck=False),
-    "none": lambda x: x.resize((0, 0), refcheck=False),
+    "wider elements": lambda a: change(a, "dtype", np.float64),
+    "narrower elements": lambda a: change(a, "dtype", np.float16),
+    "whole numbers": lambda a: change(a, "dtype", np.int32),
+    "byte order": lambda a: change(a, "dtype", a.dtype.newbyteorder()),
+    "shape": lambda a: change(a, "shape", (a.size // 8, 8)),
+    "strides": lambda a: change(a, "strides", (4,) * a.ndim),
+    "few": lambda a: a.resize((6, 2), refcheck=False),
+    "none": lambda a: a.resize((0, 64), refcheck=False),
 }
 
 
+def arguments() -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    matrices = {name: rng.standard_normal((64, 64)) for name in ("x", "residual", "out", "dy")}
+    vectors = {name: np.ones(64) for name in ("mean", "var", "weight", "bias")}
+    given = {name: array.astype(np.float32) for name, array in (matrices | vectors).items()}
+    return given | {"mask": np.arange(64) % 3 > 0}
+
+
+def batch_norm(training: bool, a: dict[str, Any]) -> Array:
+    return rustbn.batch_norm(
+        a["x"],
+        a["mean"],
+        a["var"],
+        a["weight"],
+        a["bias"],
+        training=training,
+        residual=a["residual"],
+        mask=a["mask"],
+        out=a["out"],
+    )
+
+
+MOMENTS = rustbn.Moments(7, np.zeros(64), np.ones(64))
+SUMS = rustbn.GradSums(np.ones(64), np.ones(64))
+
+CALLS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "training": lambda a: batch_norm(True, a),
+    "evaluation": lambda a: batch_norm(False, a),
+    "moments": lambda a: rustbn.moments(a["x"], mask=a["mask"]).mean,
+    "reduce": lambda a: rustbn.backward_reduce(a["dy"], a["x"], MOMENTS, mask=a["mask"]).sum_dy_xmu,
+    "apply": lambda a: rustbn.backward_apply(
+        a["dy"], a["x"], MOMENTS, SUMS, a["weight"], mask=a["mask"], out=a["out"]
+    ),
+    "affine": lambda a: rustbn.Affine(np.ones(64), np.ones(64), np.ones(64))(
+        a["x"], residual=a["residual"], out=a["out"]
+    ),
+    "update": lambda a: MOMENTS.update_running(a["mean"], a["var"], 0.1),
+}
+
+
+def outcome(
+    call: Callable[[dict[str, Any]], Any], given: dict[str, Any], memory: dict[str, Array]
+) -> Any:
+    """Return what a call returns and leaves in its arrays, or what it raises."""
+    try:
+        y = call(given)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    left = [memory[name].tobytes() for name in ("out", "mean", "var")]
+    return [None if y is None else y.tobytes(), *left]
+
+
 @pytest.mark.parametrize("what", MEDDLING)
-@pytest.mark.parametrize("victim", ["x", "residual", "out"])
-@both_modes
-def test_an_array_that_another_argument_changes_is_refused(
-    training: bool, victim: str, what: str
-) -> None:
-    arrays = {name: np.ones((64, 64), np.float32) for name in ("x", "residual", "out")}
+@pytest.mark.parametrize("name", CALLS)
+def test_what_an_argument_does_to_another_array_comes_before_the_call(name: str, what: str) -> None:
+    for meddler in ("x", "dy", "mean", "var", "weight", "bias", "residual", "mask"):
+        for victim in {"x", "dy", "mean", "weight", "residual", "out"} - {meddler}:
+            expected, given = arguments(), arguments()
+            memory = dict(given)
+            done: list[str] = []
 
-    def call(weight: Any) -> Array:
-        x, residual, out = (arrays[name] for name in ("x", "residual", "out"))
-        statistics = np.zeros(64, np.float32), np.ones(64, np.float32)
-        return rustbn.batch_norm(
-            x, *statistics, weight, training=training, residual=residual, out=out
-        )
+            def meddle(memory: Any = memory, victim: str = victim, done: Any = done) -> None:
+                if not done:
+                    MEDDLING[what](memory[victim])
+                done.append(victim)
 
-    meddler = Meddler(np.ones(64, np.float32), lambda: MEDDLING[what](arrays[victim]))
-    with pytest.raises((ValueError, TypeError), match=rf"\b({victim}|residual|out)\b"):
-        call(meddler)
+            meddled = {**given, meddler: Meddler(given[meddler], meddle)}
+            found = outcome(CALLS[name], meddled, memory)
+            if done:
+                MEDDLING[what](expected[victim])
+            assert found == outcome(CALLS[name], expected, expected), (meddler, victim)
 
 
-def test_a_mask_that_changes_x_is_refused() -> None:
-    x, dy = np.ones((64, 64), np.float32), np.ones((64, 64), np.float32)
-    mask = Meddler(np.ones(64, bool), lambda: x.resize((64, 2), refcheck=False))
-    with pytest.raises(ValueError, match=r"\bx\b.*left as it is"):
-        rustbn.moments(x, mask=mask)
-    moments = rustbn.moments(dy)
-    x = np.ones((64, 64), np.float32)
-    with pytest.raises(ValueError, match=r"\bx\b.*left as it is"):
-        rustbn.backward_reduce(dy, x, moments, mask=mask)
+@pytest.mark.parametrize("what", ["wider elements", "byte order", "shape", "strides", "few"])
+@pytest.mark.parametrize("victim", ["x", "residual", "out", "mean"])
+def test_a_part_whose_exchange_changes_an_array_is_refused(victim: str, what: str) -> None:
+    if victim == "mean" and what in ("byte order", "strides"):
+        pytest.skip("a vector of 64 values all the same")
+    a = arguments()
+
+    def merge(moments: rustbn.Moments) -> rustbn.Moments:
+        MEDDLING[what](a[victim])
+        return moments
+
+    with pytest.raises(ValueError, match=r"left as it is|running_mean must have shape"):
+        part_forward(
+            merge, a["x"], a["mean"], a["var"], a["weight"], a["bias"], 0.1, 1e-5, 1, None,
+            a["residual"], None, None, None, a["out"],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["wider elements", "byte order", "shape", "strides", "few"])
+@pytest.mark.parametrize("victim", ["dy", "out"])
+def test_gradients_whose_exchange_changes_an_array_are_refused(victim: str, what: str) -> None:
+    a = arguments()
+    _, ctx = rustbn.batch_norm_forward(a["x"])
+
+    def add(sums: rustbn.GradSums) -> rustbn.GradSums:
+        MEDDLING[what](a[victim])
+        return sums
+
+    with pytest.raises(ValueError, match="left as it is"):
+        part_backward(add, a["dy"], ctx, out=a["out"])
+
+
+def test_an_interrupt_while_an_argument_is_made_an_array_is_no_other_error() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rustbn.moments(Meddler(np.ones((2, 2)), interrupt))
 
 
 def test_running_statistics_in_any_byte_order_are_updated_whatever_numpy_raises() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from itertools import product
 from typing import Any
 
 import cases
@@ -299,13 +300,13 @@ def test_statistics_that_cannot_be_moved_are_refused_first(
         ({"running_var": out[2]}, ValueError, "out must share no memory with running_var"),
     ]
     for attributes, error, message in changes:
-        for others in ({}, options):
+        for others, given in product(({}, options), (x, torch.from_numpy(x))):
             bn = cls(4, **others)
             for name, value in attributes.items():
                 setattr(bn, name, value)
             kept = x.copy()
             with pytest.raises(error, match=f"^{message}"):
-                bn(x, out=out)
+                bn(given, out=out)
             assert (out == 7).all()
             assert_same_bits(x, kept)
             assert bn.num_batches_tracked == 0

@@ -453,8 +453,9 @@ on_nonfinite, group_size, renorm
         """Refuse running statistics that the function would refuse to update in place."""
         nothing = np.zeros(self.num_features)
         Moments(0, nothing, nothing).update_running(mean, var, 0.0)  # checks them, moves nothing
+        memory = as_array("x", x) if hasattr(x, "__array__") else None  # of a tensor, too
         for name, vector in (("running_mean", mean), ("running_var", var)):
-            for this, other, array in ((name, "x", x), ("out", name, out)):
+            for this, other, array in ((name, "x", memory), ("out", name, out)):
                 if isinstance(array, np.ndarray) and np.shares_memory(np.asarray(vector), array):
                     raise ValueError(
                         f"{this} must share no memory with {other}, got memory shared with {other}"

@@ -122,6 +122,10 @@ pub(crate) fn prepare(workers: usize) {
     }
 }
 
+/// Pools up to two to this power serve calls for fewer threads as well. One of 512 took ten times as long to
+/// wake one thread of; with one of 64 there was no difference.
+const USUAL: usize = 6;
+
 /// A pool and the process that its threads belong to.
 struct Helpers {
     process: u32,
@@ -140,14 +144,15 @@ impl Helpers {
 /// A pool of at least `n` threads (fewer if `n` is beyond reason), or `None` where the system gives
 /// none.
 ///
-/// Pools come in powers of two, each made when there is none that is as large, and kept: after [`prepare`] no call for fewer
+/// Pools come in powers of two, each made when there is none that is as large (but not out of proportion), and kept: after [`prepare`] no call for fewer
 /// threads makes one. After `fork` the threads of the parent's pools do not exist in the child, so a pool of another
 /// process is replaced, and leaked, as dropping it would wait for those threads.
 fn helpers(n: usize) -> Option<&'static ThreadPool> {
     static POOLS: [AtomicPtr<Helpers>; 12] = [const { AtomicPtr::new(ptr::null_mut()) }; 12];
     let class = (n.next_power_of_two().trailing_zeros() as usize).min(POOLS.len() - 1);
     let process = std::process::id();
-    if let Some(helpers) = POOLS[class..].iter().find_map(|slot| Helpers::of(slot, process)) {
+    let usual = POOLS.len().min(class.max(USUAL) + 1);
+    if let Some(helpers) = POOLS[class..usual].iter().find_map(|slot| Helpers::of(slot, process)) {
         return Some(&helpers.pool);
     }
     let slot = &POOLS[class];
@@ -205,11 +210,12 @@ mod tests {
     fn a_call_does_not_wait_for_threads_that_are_busy_elsewhere() {
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
         let busy = Mutex::new(receiver);
+        let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         std::thread::scope(|scope| {
-            // Both threads of a pool of one helper are held until the second call is done.
-            scope.spawn(|| for_each(2, 2, |_| busy.lock().unwrap().recv().unwrap()));
+            // The one helper and its caller are held until the second call is done.
+            scope.spawn(|| share(&pool, 2, 2, &|_| busy.lock().unwrap().recv().unwrap()));
             std::thread::sleep(std::time::Duration::from_millis(50));
-            for_each(2, 10, |_| ());
+            share(&pool, 2, 10, &|_| ());
             sender.send(()).unwrap();
             sender.send(()).unwrap();
         });

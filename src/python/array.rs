@@ -3,7 +3,9 @@
 //! dtype, strides, flags and data pointer are read from the untyped array. The borrow guards of
 //! rust-numpy are not used: they take a process-wide lock, and they know nothing of memory shared
 //! with other libraries. Instead strong references are held while the engine runs, and overlap
-//! between what is written and what is read is ruled out here by NumPy's own rule. A caller who
+//! between what is written and what is read is ruled out here by NumPy's own rule. To make an array of an object runs
+//! that object's code, which may give any other array a new shape or type: so all arguments of a call are made arrays
+//! before the layout of one is looked at. A caller who
 //! writes to an array from another thread while the engine reads it gets what such a caller gets
 //! from NumPy.
 
@@ -19,6 +21,7 @@ use numpy::npyffi::{NPY_ORDER, NPY_TYPES, PY_ARRAY_API};
 use numpy::prelude::*;
 use numpy::{PyArray1, PyArrayDescr, PyUntypedArray};
 use pyo3::PyTypeInfo;
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -170,6 +173,24 @@ pub(super) fn as_array<'py>(
     }
 }
 
+/// `any` as an array that can be updated in place: not one that is made anew whenever it is asked for.
+pub(super) fn as_array_in_place<'py>(
+    any: &Bound<'py, PyAny>,
+    argument: &'static str,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let array = as_array(any, argument)?;
+    if !any.is(&array) && data(&as_array(any, argument)?) != data(&array) && !array.is_empty() {
+        return Err(kind_error(argument, "an array that can be updated in place", any));
+    }
+    Ok(array)
+}
+
+/// Whether `any` is an array of no other class, which runs nobody else's code.
+#[inline]
+pub(super) fn is_array(any: &Bound<'_, PyAny>) -> bool {
+    plain(any).is_some()
+}
+
 /// `any`, if it is an array of no other class.
 #[inline]
 fn plain<'a, 'py>(any: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, PyUntypedArray>> {
@@ -196,6 +217,7 @@ fn made_array<'py>(
     }
     match any.py().import("numpy")?.call_method1("asarray", (any,)) {
         Ok(array) => array.cast_into().map_err(|_| kind_error(argument, expected, any)),
+        Err(cause) if !cause.is_instance_of::<PyException>(any.py()) => Err(cause),
         Err(cause) => {
             // Its reason is mostly what to do: "use tensor.detach()", for one.
             let class =
@@ -288,22 +310,24 @@ fn same_order(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> b
     a.shape().iter().zip(strides).all(|(&n, (a, b))| n == 1 || a == b) || a.is_empty()
 }
 
-/// The elements of a dense array, for the engine.
-///
-/// An array is checked before all arguments have been looked at, and looking at one can run Python code: its
-/// `__array__` may give another array a new shape, dtype or memory. So what the check relied on is looked at again.
-fn elements<E: Element>(
+/// Whether a dense array still is what it was checked to be, where somebody else's code has run since: that may give any
+/// array a new shape, other strides or another type.
+fn unchanged(
     array: &Bound<'_, PyUntypedArray>,
     argument: &'static str,
     dtype: DType,
-    len: usize,
-) -> Result<Raw<E>, Error> {
-    debug_assert_eq!(size_of::<E>(), dtype.itemsize());
-    if array.len() == len && DType::of(array) == Some(dtype) {
-        return Ok(Raw(data(array).cast()));
+    (view, axis): (View, usize),
+) -> Result<(), Error> {
+    let itemsize = dtype.itemsize();
+    if DType::of(array) == Some(dtype)
+        && is_plain(array)
+        && axis < array.ndim()
+        && View::from_strides(array.shape(), array.strides(), itemsize, axis) == Some(view)
+    {
+        return Ok(());
     }
-    let expected = "left as it is while the call looks at other arguments";
-    let got = format!("another array of shape {}", tuple(array.shape()));
+    let expected = "left as it is until the call returns";
+    let got = format!("an array of {} and shape {}", array.dtype(), tuple(array.shape()));
     Err(Error::Range { argument, expected, got })
 }
 
@@ -384,8 +408,14 @@ impl<'py> Input<'py> {
     }
 
     /// Its elements, for the engine.
-    pub(super) fn elements<E: Element>(&self) -> Result<Raw<E>, Error> {
-        elements(&self.dense, self.argument, self.dtype, self.view.len())
+    pub(super) fn elements<E: Element>(&self) -> Raw<E> {
+        debug_assert_eq!(size_of::<E>(), self.dtype.itemsize());
+        Raw(data(&self.dense).cast())
+    }
+
+    /// Refuses an array that somebody else's code has changed since.
+    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
+        unchanged(&self.dense, self.argument, self.dtype, (self.view, self.axis))
     }
 }
 
@@ -411,9 +441,6 @@ pub(super) struct Output<'py> {
     array: Bound<'py, PyUntypedArray>,
     /// The array that the engine writes, ordered like x: the same one wherever it is that.
     dense: Bound<'py, PyUntypedArray>,
-    /// Its type and how many elements it has, which are those of x.
-    dtype: DType,
-    len: usize,
 }
 
 /// An array that is part of a call, by the name of its argument.
@@ -469,13 +496,13 @@ impl<'py> Output<'py> {
         }
         let direct = is_plain(&array) && ordered_like_x;
         let dense = if direct { array.clone() } else { new_like(&x.dense, x.dtype)? };
-        Ok(Output { array, dense, dtype: x.dtype, len: x.view.len() })
+        Ok(Output { array, dense })
     }
 
     /// A new array like `x`.
     pub(super) fn new(x: &Input<'py>) -> PyResult<Output<'py>> {
         let array = new_like(&x.dense, x.dtype)?;
-        Ok(Output { dense: array.clone(), array, dtype: x.dtype, len: x.view.len() })
+        Ok(Output { dense: array.clone(), array })
     }
 
     /// A new array like `x`, with its elements.
@@ -491,8 +518,13 @@ impl<'py> Output<'py> {
     }
 
     /// Its elements, for the engine.
-    pub(super) fn elements<E: Element>(&self) -> Result<Raw<E>, Error> {
-        elements(&self.dense, "out", self.dtype, self.len)
+    pub(super) fn elements<E: Element>(&self) -> Raw<E> {
+        Raw(data(&self.dense).cast())
+    }
+
+    /// Refuses an array that somebody else's code has changed since it was checked for outputs like `x`.
+    pub(super) fn check_unchanged(&self, x: &Input<'py>) -> Result<(), Error> {
+        unchanged(&self.dense, "out", x.dtype, (x.view, x.axis))
     }
 
     /// The array that is written, ordered like x. [`Output::finish`] brings it to the caller's.
@@ -538,6 +570,13 @@ fn apart(mut axes: Vec<(usize, usize)>, itemsize: usize) -> bool {
     if axes_are_nested || axes.first().is_some_and(|&(_, stride)| stride < itemsize) {
         return axes_are_nested;
     }
+    let elements = axes.iter().fold(itemsize, |bytes, &(n, _)| bytes.saturating_mul(n));
+    let extent = axes
+        .iter()
+        .fold(itemsize, |bytes, &(n, stride)| bytes.saturating_add(stride.saturating_mul(n - 1)));
+    if elements > extent {
+        return false;
+    }
     // What is left are arrays that somebody made by hand: all places, one by one.
     let mut places = vec![0];
     for (n, stride) in axes {
@@ -555,9 +594,11 @@ fn is_same_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) 
         && a.dtype().is_equiv_to(&b.dtype())
 }
 
-/// Whether two arrays, whose extents overlap, have a byte in common: NumPy's exact answer.
+/// Whether two arrays, whose extents overlap, have a byte in common: NumPy's exact answer. It is asked of plain arrays, as
+/// it asks arrays of other classes.
 fn shares_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
-    a.py().import("numpy")?.call_method1("shares_memory", (a, b))?.extract()
+    let numpy = a.py().import("numpy")?;
+    numpy.call_method1("shares_memory", (view(a)?, view(b)?))?.extract()
 }
 
 /// Whether two extents have a byte in common.
@@ -649,24 +690,22 @@ impl<'py> Vector<'py> {
         })
     }
 
-    /// Refuses an array that cannot be updated in place: read-only, or made anew whenever it is
-    /// asked for.
-    pub(super) fn check_in_place(
-        &self,
-        any: &Bound<'py, PyAny>,
-        argument: &'static str,
-    ) -> PyResult<()> {
-        if !any.is(&self.array)
-            && data(&as_array(any, argument)?) != data(&self.array)
-            && !self.array.is_empty()
-        {
-            return Err(kind_error(argument, "an array that can be updated in place", any));
-        }
+    /// Refuses an array that cannot be written.
+    pub(super) fn check_writeable(&self, argument: &'static str) -> Result<(), Error> {
         if !is_writeable(&self.array) {
-            return Err(Error::ReadOnly { argument }.into());
+            return Err(Error::ReadOnly { argument });
         }
-        check_distinct(&self.array, argument)?;
-        Ok(())
+        check_distinct(&self.array, argument)
+    }
+
+    /// Refuses an array that somebody else's code has changed since its values were read.
+    pub(super) fn check_unchanged(&self, argument: &'static str) -> Result<(), Error> {
+        let channels = self.values().len();
+        if self.array.shape() == [channels] && DType::of(&self.array) == Some(self.dtype) {
+            return Ok(());
+        }
+        let got = tuple(self.array.shape());
+        Err(Error::Length { argument, expected: channels, got })
     }
 
     /// Refuses memory that `self`, which will be written, shares with another array.
@@ -686,10 +725,11 @@ impl<'py> Vector<'py> {
     /// Writes its values, which have changed, into the array, rounded to its type.
     pub(super) fn write(&self) {
         let _mode = FloatMode::standard();
-        // The length is asked for again: while the interpreter was released somebody may have
-        // resized the array by force.
+        // Shape and type are looked at again: while the interpreter was released somebody may have changed them.
+        if self.check_unchanged("").is_err() {
+            return;
+        }
         let values = self.values();
-        let values = &values[..values.len().min(self.array.len())];
         with_element!(self.dtype, E => {
             let places = Places::<E>::of(&self.array);
             // SAFETY: the elements of the array, which was checked to be writeable.

@@ -272,6 +272,7 @@ fn differentiate_groups<'py>(
         {
             match (total.as_mut(), of_part) {
                 (Some(total), Some(of_part)) => {
+                    let _mode = FloatMode::standard();
                     total.iter_mut().zip(of_part).for_each(|(total, value)| *total += value);
                 }
                 (_, of_part) => *total = of_part,
@@ -364,6 +365,8 @@ fn differentiate<'py>(
                     let whole = add.call1((nouns::GradSums(sums.clone()),))?;
                     let whole = nouns::grad_sums_argument(&whole)?;
                     let whole = &whole.get().0;
+                    dz.check_unchanged()?;
+                    out.check_unchanged(&x)?;
                     x.view.check_vector("grad_sums", whole.sum_dy())?;
                     let [weight, _] = context.parameters();
                     let finish =
@@ -405,8 +408,8 @@ fn gate(
     let execution = execution(py, bytes)?;
     let (view, affine) = (x.view, context.transformation()?);
     with_element!(x.dtype, E => {
-        let [dy, x, dz] = [dy.elements::<E>()?, x.elements()?, behind.dz.elements()?];
-        let epilogue = functions::epilogue::<E>(behind.residual, context.activation)?;
+        let [dy, x, dz] = [dy.elements::<E>(), x.elements(), behind.dz.elements()];
+        let epilogue = functions::epilogue::<E>(behind.residual, context.activation);
         let affine = &affine;
         // SAFETY: all are dense arrays of `view`, alive for the length of this call; dz is a new
         // array, or the output, which is dy or apart from all; the affine is that of the context,
@@ -436,10 +439,10 @@ fn fused(
     let batch = Batch { view: x.view, mask: context.mask.as_ref() };
     let affine = behind.map(|_| context.transformation()).transpose()?;
     Ok(with_element!(x.dtype, E => {
-        let [dy, x, dx] = [dy.elements::<E>()?, x.elements()?, out.elements()?];
+        let [dy, x, dx] = [dy.elements::<E>(), x.elements(), out.elements()];
         let residual = behind.and_then(|behind| behind.residual);
-        let epilogue = functions::epilogue::<E>(residual, context.activation)?;
-        let dz = behind.map(|behind| behind.dz.elements::<E>()).transpose()?;
+        let epilogue = functions::epilogue::<E>(residual, context.activation);
+        let dz = behind.map(|behind| behind.dz.elements::<E>());
         let affine = affine.as_ref();
         // SAFETY: all are dense arrays of the view, alive for the length of this call; `Output::like`
         // ruled out that dx overlaps x or the residual, or dy otherwise than by being it; dz is dx or
@@ -465,7 +468,7 @@ pub(super) fn reduce(
     let execution = execution(py, bytes)?;
     let batch = Batch { view: x.view, mask };
     Ok(with_element!(x.dtype, E => {
-        let [dy, x] = [dy.elements::<E>()?, x.elements()?];
+        let [dy, x] = [dy.elements::<E>(), x.elements()];
         // SAFETY: both are dense arrays of the view, alive for the length of this call; the
         // caller checked the positions of the mask and the channels of `moments`.
         released(py, bytes, move || unsafe {
@@ -488,7 +491,7 @@ pub(super) fn apply(
     let execution = execution(py, bytes)?;
     let batch = Batch { view: x.view, mask };
     with_element!(x.dtype, E => {
-        let [dy, x, dx] = [dy.elements::<E>()?, x.elements()?, out.elements()?];
+        let [dy, x, dx] = [dy.elements::<E>(), x.elements(), out.elements()];
         // SAFETY: all three are dense arrays of the view, alive for the length of this call;
         // `Output::like` ruled out that dx overlaps x, or dy otherwise than by being it; the caller
         // checked the positions of the mask and the channels of the vectors.

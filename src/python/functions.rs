@@ -45,10 +45,10 @@ struct Arguments<'a, 'py> {
 }
 
 /// The same, checked.
-struct Forward<'a, 'py> {
+struct Forward<'py> {
     x: Input<'py>,
     out: Output<'py>,
-    running: Option<Running<'a, 'py>>,
+    running: Option<Running<'py>>,
     weight: Option<Vector<'py>>,
     bias: Option<Vector<'py>>,
     residual: Option<Input<'py>>,
@@ -62,8 +62,48 @@ struct Forward<'a, 'py> {
     eps: f64,
 }
 
-impl<'a, 'py> Arguments<'a, 'py> {
-    fn check(&self) -> PyResult<Forward<'a, 'py>> {
+impl<'py> Arguments<'_, 'py> {
+    fn check(&self) -> PyResult<Forward<'py>> {
+        let activation = argument::activation(self.activation)?;
+        let arrays = [
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.residual,
+            self.mask,
+            self.lengths,
+        ];
+        if array::is_array(self.x) && arrays.into_iter().flatten().all(array::is_array) {
+            return self.check_arrays(activation);
+        }
+        let x = array::as_array(self.x, "x")?.into_any();
+        let made = |any: Option<&Bound<'py, PyAny>>, argument, in_place: bool| {
+            let make = if in_place { array::as_array_in_place } else { array::as_array };
+            any.map(|any| Ok::<_, PyErr>(make(any, argument)?.into_any())).transpose()
+        };
+        let running_mean = made(self.running_mean, "running_mean", self.training)?;
+        let running_var = made(self.running_var, "running_var", self.training)?;
+        let weight = made(self.weight, "weight", false)?;
+        let bias = made(self.bias, "bias", false)?;
+        let residual = made(self.residual, "residual", false)?;
+        let [mask, lengths] = mask::arrays(self.mask, self.lengths)?;
+        let arguments = Arguments {
+            x: &x,
+            running_mean: running_mean.as_ref(),
+            running_var: running_var.as_ref(),
+            weight: weight.as_ref(),
+            bias: bias.as_ref(),
+            residual: residual.as_ref(),
+            mask: mask.as_ref(),
+            lengths: lengths.as_ref(),
+            ..*self
+        };
+        arguments.check_arrays(activation)
+    }
+
+    /// Checks arguments that are arrays, so that no code but this runs meanwhile.
+    fn check_arrays(&self, activation: Activation) -> PyResult<Forward<'py>> {
         let x = Input::x(self.x, self.axis)?;
         let channels = x.view.channels;
         let running = match (self.running_mean, self.running_var) {
@@ -90,7 +130,6 @@ impl<'a, 'py> Arguments<'a, 'py> {
         }
         let residual = self.residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
         let mask = mask::optional(self.mask, self.lengths, &x)?;
-        let activation = argument::activation(self.activation)?;
         check_eps(self.eps, self.training)?;
         check_momentum(self.momentum)?;
         if self.training || !self.in_place {
@@ -99,7 +138,7 @@ impl<'a, 'py> Arguments<'a, 'py> {
         if self.training
             && let Some(running) = &running
         {
-            running.check_in_place()?;
+            running.check_writeable()?;
             running.mean.check_apart("running_mean", "x", &x.given)?;
             running.var.check_apart("running_var", "x", &x.given)?;
         }
@@ -166,14 +205,22 @@ impl<'a, 'py> Arguments<'a, 'py> {
     }
 }
 
-impl<'py> Forward<'_, 'py> {
+impl<'py> Forward<'py> {
     /// The values of weight and bias.
     fn parameters(&self) -> [Option<&[f64]>; 2] {
         [&self.weight, &self.bias].map(|vector| vector.as_ref().map(Vector::values))
     }
 
+    /// Refuses arrays that somebody else's code has changed since they were checked.
+    fn check_unchanged(&self) -> Result<(), Error> {
+        self.x.check_unchanged()?;
+        self.out.check_unchanged(&self.x)?;
+        self.residual.as_ref().map_or(Ok(()), Input::check_unchanged)?;
+        self.running.as_ref().map_or(Ok(()), Running::check_unchanged)
+    }
+
     /// What comes after the normalisation.
-    fn epilogue<E: Element>(&self) -> Result<RawEpilogue<E>, Error> {
+    fn epilogue<E: Element>(&self) -> RawEpilogue<E> {
         epilogue(self.residual.as_ref(), self.activation)
     }
 
@@ -183,8 +230,8 @@ impl<'py> Forward<'_, 'py> {
         let execution = execution(py, bytes)?;
         let view = self.x.view;
         with_element!(self.x.dtype, E => {
-            let [x, y] = [self.x.elements::<E>()?, self.out.elements()?];
-            let epilogue = self.epilogue::<E>()?;
+            let [x, y] = [self.x.elements::<E>(), self.out.elements()];
+            let epilogue = self.epilogue::<E>();
             let table = self.table::<<E as Element>::Real>(execution.level);
             // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
@@ -221,8 +268,8 @@ impl<'py> Forward<'_, 'py> {
         let (count, eps, renorm) = (batch.count(), self.eps, self.renorm());
         let finish = Normalise { count, weight, bias, eps, renorm };
         Ok(with_element!(self.x.dtype, E => {
-            let [x, y] = [self.x.elements::<E>()?, self.out.elements()?];
-            let epilogue = self.epilogue::<E>()?;
+            let [x, y] = [self.x.elements::<E>(), self.out.elements()];
+            let epilogue = self.epilogue::<E>();
             // SAFETY: x, residual and out are dense arrays of the batch, alive for the length of this
             // call; `Output::like` ruled out that out overlaps them otherwise than by being one;
             // enough counts, the vectors have the batch's channels, and the activation was checked.
@@ -309,10 +356,10 @@ impl<'py> Forward<'_, 'py> {
 pub(super) fn epilogue<E: Element>(
     residual: Option<&Input<'_>>,
     activation: Activation,
-) -> Result<RawEpilogue<E>, Error> {
-    let residual = residual.map(Input::elements::<E>).transpose()?;
-    let residual = residual.map_or(std::ptr::null(), |residual| residual.get().cast_const());
-    Ok(RawEpilogue { residual, activation })
+) -> RawEpilogue<E> {
+    let residual =
+        residual.map_or(std::ptr::null(), |residual| residual.elements::<E>().get().cast_const());
+    RawEpilogue { residual, activation }
 }
 
 /// Batch normalization.
@@ -579,8 +626,10 @@ pub(super) fn moments(
     mask: Option<&Bound<'_, PyAny>>,
     lengths: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<nouns::Moments> {
-    let x = Input::x(x, axis)?;
-    let mask = mask::optional(mask, lengths, &x)?;
+    let x = array::as_array(x, "x")?;
+    let [mask, lengths] = mask::arrays(mask, lengths)?;
+    let x = Input::x(&x, axis)?;
+    let mask = mask::optional(mask.as_ref(), lengths.as_ref(), &x)?;
     Ok(nouns::Moments(measure(&x, mask.as_ref())?))
 }
 
@@ -590,7 +639,7 @@ fn measure(x: &Input<'_>, mask: Option<&Mask>) -> PyResult<core::Moments> {
     let execution = execution(py, bytes)?;
     let batch = Batch { view: x.view, mask };
     Ok(with_element!(x.dtype, E => {
-        let x = x.elements::<E>()?;
+        let x = x.elements::<E>();
         // SAFETY: `x` is a dense array of the view, alive for the length of this call; whoever made the mask
         // checked its positions.
         released(py, bytes, move || unsafe { forward::moments_raw(batch, x.get(), execution) })
@@ -635,9 +684,11 @@ pub(super) fn backward_reduce(
     mask: Option<&Bound<'_, PyAny>>,
     lengths: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<nouns::GradSums> {
-    let x = Input::x(x, axis)?;
-    let dy = Input::like(dy, "dy", &x)?;
-    let mask = mask::optional(mask, lengths, &x)?;
+    let [x, dy] = [array::as_array(x, "x")?, array::as_array(dy, "dy")?];
+    let [mask, lengths] = mask::arrays(mask, lengths)?;
+    let x = Input::x(&x, axis)?;
+    let dy = Input::like(&dy, "dy", &x)?;
+    let mask = mask::optional(mask.as_ref(), lengths.as_ref(), &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
     Ok(nouns::GradSums(context::reduce(py, &dy, &x, mask.as_ref(), moments)?))
@@ -694,9 +745,13 @@ pub(super) fn backward_apply<'py>(
     lengths: Option<&Bound<'py, PyAny>>,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let x = Input::x(x, axis)?;
-    let dy = Input::like(dy, "dy", &x)?;
-    let mask = mask::optional(mask, lengths, &x)?;
+    let [x, dy] = [array::as_array(x, "x")?, array::as_array(dy, "dy")?];
+    let [mask, lengths] = mask::arrays(mask, lengths)?;
+    let weight = weight.map(|any| array::as_array(any, "weight")).transpose()?;
+    let weight = weight.as_ref().map(|weight| weight.as_any());
+    let x = Input::x(&x, axis)?;
+    let dy = Input::like(&dy, "dy", &x)?;
+    let mask = mask::optional(mask.as_ref(), lengths.as_ref(), &x)?;
     let moments = &moments.get().0;
     x.view.check_vector("moments", moments.mean())?;
     let grad_sums = &grad_sums.get().0;

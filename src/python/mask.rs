@@ -27,6 +27,16 @@ pub(super) fn optional(
     }
 }
 
+/// Both arguments as arrays.
+pub(super) fn arrays<'py>(
+    mask: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
+) -> PyResult<[Option<Bound<'py, PyAny>>; 2]> {
+    let mask = mask.map(|any| array::as_array(any, "mask")).transpose()?;
+    let lengths = lengths.map(as_numbers).transpose()?;
+    Ok([mask, lengths].map(|array| array.map(Bound::into_any)))
+}
+
 /// A walk over the positions of x in the order of its memory.
 struct Positions {
     /// Axes other than that of channels, the slowest first.
@@ -192,12 +202,17 @@ fn from_lengths(any: &Bound<'_, PyAny>, x: &Input<'_>) -> PyResult<Mask> {
     }))
 }
 
+/// What NumPy makes of lengths.
+fn as_numbers<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let kind = || kind_error("lengths", "whole numbers, one for each sample", any);
+    let array = any.py().import("numpy")?.call_method1("asarray", (any,)).map_err(|_| kind())?;
+    array.cast_into::<PyUntypedArray>().map_err(|_| kind())
+}
+
 /// An array of one dimension, or a sequence, of whole numbers.
 fn whole_numbers(any: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
-    let py = any.py();
     let kind = || kind_error("lengths", "whole numbers, one for each sample", any);
-    let array = py.import("numpy")?.call_method1("asarray", (any,)).map_err(|_| kind())?;
-    let array = array.cast_into::<PyUntypedArray>().map_err(|_| kind())?;
+    let array = as_numbers(any)?;
     if array.ndim() != 1 {
         return Err(kind());
     }

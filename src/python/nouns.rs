@@ -1,7 +1,9 @@
 //! `Moments`, `GradSums` and `Affine` as Python classes: immutable, comparable, picklable.
 
 use super::argument::{self, check_eps, check_momentum};
-use super::array::{Input, Named, Output, Vector, read_only, with_element};
+use super::array::{
+    Input, Named, Output, Vector, as_array, as_array_in_place, read_only, with_element,
+};
 use super::functions;
 use super::run::{execution, released};
 use crate::aligned::Aligned;
@@ -163,8 +165,10 @@ impl Moments {
         #[pyo3(from_py_with = argument::momentum)] momentum: f64,
     ) -> PyResult<()> {
         let channels = self.0.mean().len();
-        let mut running = Running::new(running_mean, running_var, channels)?;
-        running.check_in_place()?;
+        let mean = as_array_in_place(running_mean, "running_mean")?;
+        let var = as_array_in_place(running_var, "running_var")?;
+        let mut running = Running::new(&mean, &var, channels)?;
+        running.check_writeable()?;
         check_momentum(momentum)?;
         running.update(&self.0, momentum)
     }
@@ -206,30 +210,34 @@ pub(super) fn grad_sums_argument<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound
 }
 
 /// The pair of running statistics of a call.
-pub(super) struct Running<'a, 'py> {
-    given: [&'a Bound<'py, PyAny>; 2],
+pub(super) struct Running<'py> {
     pub(super) mean: Vector<'py>,
     pub(super) var: Vector<'py>,
 }
 
-impl<'a, 'py> Running<'a, 'py> {
+impl<'py> Running<'py> {
     pub(super) fn new(
-        mean: &'a Bound<'py, PyAny>,
-        var: &'a Bound<'py, PyAny>,
+        mean: &Bound<'py, PyAny>,
+        var: &Bound<'py, PyAny>,
         channels: usize,
     ) -> PyResult<Self> {
         Ok(Running {
-            given: [mean, var],
             mean: Vector::new(mean, "running_mean", Some(channels))?,
             var: Vector::new(var, "running_var", Some(channels))?,
         })
     }
 
     /// Refuses statistics that cannot be updated.
-    pub(super) fn check_in_place(&self) -> PyResult<()> {
-        self.mean.check_in_place(self.given[0], "running_mean")?;
-        self.var.check_in_place(self.given[1], "running_var")?;
+    pub(super) fn check_writeable(&self) -> PyResult<()> {
+        self.mean.check_writeable("running_mean")?;
+        self.var.check_writeable("running_var")?;
         self.var.check_apart("running_var", "running_mean", &self.mean.array)
+    }
+
+    /// Refuses arrays that somebody else's code has changed since their values were read.
+    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
+        self.mean.check_unchanged("running_mean")?;
+        self.var.check_unchanged("running_var")
     }
 
     /// Moves the statistics towards those of a batch.
@@ -409,8 +417,7 @@ impl Affine {
     /// Raises
     /// ------
     /// ValueError
-    ///     If `moments` is of no values, if `weight` or `bias` has another length, or eps is negative or not
-    ///     finite.
+    ///     If `weight` or `bias` has another length, or eps is negative or not finite.
     #[staticmethod]
     #[pyo3(signature = (moments, weight=None, bias=None, eps=1e-5))]
     fn from_moments(
@@ -420,10 +427,6 @@ impl Affine {
         #[pyo3(from_py_with = argument::eps)] eps: f64,
     ) -> PyResult<Affine> {
         let moments = &moments.get().0;
-        if moments.count() == 0 {
-            let (argument, expected) = ("moments", "of at least one value per channel");
-            return Err(Error::Range { argument, expected, got: "none".into() }.into());
-        }
         let channels = moments.mean().len();
         let weight = Vector::optional(weight, "weight", channels)?.map(Vector::into_values);
         let bias = Vector::optional(bias, "bias", channels)?.map(Vector::into_values);
@@ -523,10 +526,12 @@ impl Affine {
         residual: Option<&Bound<'py, PyAny>>,
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let x = Input::x(x, axis)?;
-        x.view.check_vector("affine", self.affine.mean())?;
-        let residual = residual.map(|any| Input::like(any, "residual", &x)).transpose()?;
         let activation = argument::activation(activation)?;
+        let x = as_array(x, "x")?;
+        let residual = residual.map(|any| as_array(any, "residual")).transpose()?;
+        let x = Input::x(&x, axis)?;
+        x.view.check_vector("affine", self.affine.mean())?;
+        let residual = residual.map(|any| Input::like(&any, "residual", &x)).transpose()?;
         let others = [
             Some(Named::or_itself("x", &x.given)),
             residual.as_ref().map(|residual| Named::or_itself("residual", &residual.given)),
@@ -639,8 +644,8 @@ pub(super) fn apply(
     let execution = execution(py, x.bytes())?;
     let view = x.view;
     with_element!(x.dtype, E => {
-        let (x_, y) = (x.elements::<E>()?, out.elements::<E>()?);
-        let epilogue = functions::epilogue::<E>(residual, activation)?;
+        let (x_, y) = (x.elements::<E>(), out.elements::<E>());
+        let epilogue = functions::epilogue::<E>(residual, activation);
         let table = affine.table::<<E as Element>::Real>(execution.level);
         // SAFETY: x, residual and out are dense arrays of `view`, alive for the length of this call;
         // `Output::like` ruled out that out overlaps them otherwise than by being one; the caller

@@ -2,8 +2,8 @@
 //!
 //! Programs change it: `torch.set_flush_denormal(True)` and libraries built with `-ffast-math` make
 //! the calling thread flush subnormals to zero, while threads that were there before do not.
-//! Results must not depend on either, so the standard mode holds while a kernel runs, and wherever numbers of an
-//! argument or a result are computed or rounded outside kernels.
+//! Results must not depend on either, so the standard mode holds while a kernel runs, and wherever else this crate computes
+//! or rounds numbers of an argument or a result. (What the Python modules compute with NumPy is in the caller's mode.)
 
 use core::arch::asm;
 

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PySlice, PyTuple};
 use std::ops::Range;
 
-impl Forward<'_, '_> {
+impl Forward<'_> {
     /// How many samples a group has, if there is more than one group.
     pub(super) fn group_size(&self, asked: Option<usize>) -> Option<usize> {
         let samples = self.x.shape()[batch_axis(self.x.axis)];
@@ -40,7 +40,7 @@ pub(in crate::python) fn samples<'py>(
 /// Some samples of a mask, all of which may share one.
 fn samples_of_mask<'py>(
     any: &Bound<'py, PyAny>,
-    whole: &Forward<'_, 'py>,
+    whole: &Forward<'py>,
     range: &Range<usize>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let mask = array::as_array(any, "mask")?;
@@ -56,7 +56,7 @@ fn samples_of_mask<'py>(
 /// Normalises groups of `size` samples of `whole`, which are `arguments` that were checked.
 pub(super) fn forward<'py>(
     arguments: &Arguments<'_, 'py>,
-    mut whole: Forward<'_, 'py>,
+    mut whole: Forward<'py>,
     size: usize,
 ) -> PyResult<(Bound<'py, PyAny>, Context)> {
     let axis = batch_axis(whole.x.axis);

@@ -74,6 +74,7 @@ pub(in crate::python) fn part_forward<'py>(
     let of_part = measure(&forward.x, forward.mask.as_ref())?;
     let whole = merge.call1((nouns::Moments(of_part),))?;
     let moments = nouns::moments_argument(&whole)?.get().0.clone();
+    forward.check_unchanged()?;
     forward.x.view.check_vector("moments", moments.mean())?;
     if moments.count() == 1 {
         let (argument, purpose) = ("moments", "batch statistics in training");
