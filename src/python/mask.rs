@@ -202,25 +202,22 @@ fn from_lengths(any: &Bound<'_, PyAny>, x: &Input<'_>) -> PyResult<Mask> {
     }))
 }
 
-/// What NumPy makes of lengths.
+/// An array of one dimension, which NumPy may make of a sequence.
 fn as_numbers<'py>(any: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyUntypedArray>> {
     let kind = || kind_error("lengths", "whole numbers, one for each sample", any);
     let array = any.py().import("numpy")?.call_method1("asarray", (any,)).map_err(|_| kind())?;
-    array.cast_into::<PyUntypedArray>().map_err(|_| kind())
+    let array = array.cast_into::<PyUntypedArray>().map_err(|_| kind())?;
+    if array.ndim() == 1 { Ok(array) } else { Err(kind()) }
 }
 
 /// An array of one dimension, or a sequence, of whole numbers.
 fn whole_numbers(any: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
-    let kind = || kind_error("lengths", "whole numbers, one for each sample", any);
     let array = as_numbers(any)?;
-    if array.ndim() != 1 {
-        return Err(kind());
-    }
     if !array.is_empty() && !matches!(array.dtype().kind(), b'i' | b'u') {
         let (expected, got) = (String::from("a whole number"), array.dtype().to_string());
         return Err(Error::DType { argument: "lengths", expected, got }.into());
     }
     // What does not fit into 64 bits becomes negative, and is refused for that.
     let array = array.call_method1("astype", ("int64",))?;
-    Ok(array.cast_into::<PyArray1<i64>>().map_err(|_| kind())?.to_vec()?)
+    Ok(array.cast_into::<PyArray1<i64>>()?.to_vec()?)
 }
