@@ -535,11 +535,15 @@ on_nonfinite, group_size, renorm
             )
         for name in ("weight_grad", "bias_grad"):
             gradient = getattr(self, name)
-            if gradient is not None and self._own(name).shape != (self.num_features,):
+            if gradient is None:
+                continue
+            own = self._own(name)
+            if own.shape != (self.num_features,):
                 raise ValueError(
-                    f"the module's {name} must have shape ({self.num_features},), "
-                    f"got {gradient.shape}"
+                    f"the module's {name} must have shape ({self.num_features},), got {own.shape}"
                 )
+            if own.dtype.kind != "f" and not _is_float(own.dtype):
+                raise TypeError(f"the module's {name} must have a floating dtype, got {own.dtype}")
         dx, dweight, dbias, dresidual = self._differentiate(dy, context, out=out)
         self.weight_grad = _accumulate(self.weight_grad, dweight)
         self.bias_grad = _accumulate(self.bias_grad, dbias)

@@ -700,12 +700,16 @@ impl<'py> Vector<'py> {
 
     /// Refuses an array that somebody else's code has changed since its values were read.
     pub(super) fn check_unchanged(&self, argument: &'static str) -> Result<(), Error> {
-        let channels = self.values().len();
-        if self.array.shape() == [channels] && DType::of(&self.array) == Some(self.dtype) {
+        if self.is_unchanged() {
             return Ok(());
         }
-        let got = tuple(self.array.shape());
-        Err(Error::Length { argument, expected: channels, got })
+        let (expected, got) = (self.values().len(), tuple(self.array.shape()));
+        Err(Error::Length { argument, expected, got })
+    }
+
+    /// Whether the array is of the shape and type that it had when its values were read.
+    fn is_unchanged(&self) -> bool {
+        self.array.shape() == [self.values().len()] && DType::of(&self.array) == Some(self.dtype)
     }
 
     /// Refuses memory that `self`, which will be written, shares with another array.
@@ -725,8 +729,8 @@ impl<'py> Vector<'py> {
     /// Writes its values, which have changed, into the array, rounded to its type.
     pub(super) fn write(&self) {
         let _mode = FloatMode::standard();
-        // Shape and type are looked at again: while the interpreter was released somebody may have changed them.
-        if self.check_unchanged("").is_err() {
+        // While the interpreter was released somebody may have changed it by force: then its elements are no place for them.
+        if !self.is_unchanged() {
             return;
         }
         let values = self.values();
