@@ -327,12 +327,14 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     let _mode = FloatMode::standard();
     let Upstream { dy, gate } = upstream;
     let inputs = 2 + gate.map_or(0, |gate| 1 + gate.epilogue.inputs());
-    let plan = Plan::new(view, size_of::<E>(), inputs, execution);
-    let sweeps = |dy| (GradTerms::new(dy, x, moments, mask.is_some()), BackwardApply { dy, x, dx });
+    let of_normalised = gate.map_or(dy, |gate| gate.dz.cast_const());
+    let terms = GradTerms::new(of_normalised, x, moments, mask.is_some());
+    let sweeps = (terms, BackwardApply { dy: of_normalised, x, dx });
+    let plan = Plan::new(view, size_of::<E>(), inputs, execution).writing(sweeps.1);
     let Some(Gating { epilogue, affine, dz }) = gate else {
         // SAFETY: handed on to the caller; a block's sums are complete before the first of its
         // outputs is written.
-        let sums = unsafe { sweep::fused(&plan, mask, |_, _| {}, sweeps(dy), finish) };
+        let sums = unsafe { sweep::fused(&plan, mask, |_, _| {}, sweeps, finish) };
         return GradSums::from_sums(&sums, moments);
     };
     let coefficients = forward::table::<E::Real>(affine, plan.level);
@@ -345,6 +347,6 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     let before =
         |block, chunk| unsafe { sweep::map_item(&first, None, gate, table, [block, chunk]) };
     // SAFETY: handed on to the caller.
-    let sums = unsafe { sweep::fused(&plan, mask, before, sweeps(dz.cast_const()), finish) };
+    let sums = unsafe { sweep::fused(&plan, mask, before, sweeps, finish) };
     GradSums::from_sums(&sums, moments)
 }

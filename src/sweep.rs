@@ -77,8 +77,8 @@ pub(crate) unsafe fn map<M: Map>(
     let Batch { view, mask } = batch;
     let expected = M::COEFFICIENTS * pitch(view.channels);
     assert_eq!(table.len(), expected, "coefficients of each channel");
-    let plan = Plan::elementwise(view, size_of::<M::Element>(), map.inputs(), execution)
-        .in_place(map.in_place());
+    let plan =
+        Plan::elementwise(view, size_of::<M::Element>(), map.inputs(), execution).writing(map);
     let (plan, table) = (&plan, Table::new(table.as_ptr(), view.channels));
     pool::for_each(plan.workers, plan.items(), |i| {
         let (chunk, block) = plan.item(i);
@@ -114,7 +114,7 @@ pub(crate) fn finished<V: Element, R: Real, F: Finish<R, N>, const N: usize>(
 /// `terms` reads there.
 ///
 /// # Safety
-/// As for [`reduce`] and [`map`]. The output may be an input of both: a channel's sums are complete
+/// As for [`reduce`] and [`map`], of the plan for writing the outputs of `map`. The output may be an input of both: a channel's sums are complete
 /// before the first of its outputs is written.
 pub(crate) unsafe fn fused<T: Terms, M: Map, F, const N: usize>(
     plan: &Plan,
@@ -127,7 +127,6 @@ where
     F: Finish<<M::Element as Element>::Real, N>,
 {
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
-    let plan = &plan.in_place(map.in_place());
     let state = State::new(plan, mask);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
     let coefficients = Shared::filled(zero, N * pitch(plan.partition.view.channels));
