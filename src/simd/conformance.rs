@@ -1,8 +1,8 @@
 //! What [`conforms!`](super::conforms) asks of an instruction set.
 
 use super::{
-    Bits16, Double, Kernel, LANES, Level, Simd, Vector, narrow_bf16, narrow_f16, widen_bf16,
-    widen_f16,
+    Bits16, Double, Kernel, LANES, Level, STREAM_ALIGNMENT, Simd, Vector, narrow_bf16, narrow_f16,
+    widen_bf16, widen_f16,
 };
 use crate::backward::{Differentiate, Gating, Upstream, batch_norm_backward_raw};
 use crate::element::{Element, Real};
@@ -10,6 +10,7 @@ use crate::{
     Activation, Affine, Caches, Epilogue, Execution, Mask, View, apply, apply_in_place,
     backward_apply, backward_reduce, batch_norm, batch_norm_backward, epilogue_backward, moments,
 };
+use std::ops::{Deref, DerefMut, Range};
 
 /// Whether the machine has `level`. A run that was asked for a level by `RUSTBN_SIMD` must have it:
 /// that is how emulators prove what they ran.
@@ -328,10 +329,13 @@ pub(super) fn verbs<E: Element>(level: Level) {
         (40, 240, 1),
         (300, 37, 1),
         (300, 2060, 1),
+        (20, 1100, 1),
         (2, 3, 20),
         (9, 5, 7),
         (2, 3, 7),
         (33, 20, 49),
+        (5, 40, 49),
+        (6, 20, 196),
         (33, 60, 36),
         (9, 12, 64),
         (4, 2, 255),
@@ -355,17 +359,17 @@ pub(super) fn verbs<E: Element>(level: Level) {
         }
         let parameters: Vec<f64> = (0..channels).map(|c| 0.5 + c as f64).collect();
         let caches = Caches::current().unwrap();
-        let expected = outputs(
-            view,
-            &x,
-            &dy,
-            &parameters,
-            Execution { level: Level::Scalar, threads: 1, caches },
-        );
+        let on = |execution, behind| outputs(view, &x, &dy, &parameters, execution, behind);
+        let expected = on(Execution { level: Level::Scalar, threads: 1, caches }, 0);
         let none = Caches { l2: 1 << 16, last: 0, overlap: true };
-        for (threads, caches) in [(1, caches), (3, caches), (1, none), (3, none)] {
-            let got = outputs(view, &x, &dy, &parameters, Execution { level, threads, caches });
-            assert_eq!(got, expected, "{view:?} on {threads} threads, {caches:?}");
+        let some = seed % LANES;
+        for (threads, caches, behind) in
+            [(1, caches, 4), (3, caches, some), (1, none, some), (3, none, 4), (1, none, 0)]
+        {
+            let got = on(Execution { level, threads, caches }, behind);
+            let place =
+                format!("on {threads} threads, {caches:?}, {behind} elements behind a line");
+            assert_eq!(got, expected, "{view:?} {place}");
         }
         for share in [2, 14] {
             // Single positions at random, and stretches of a hundred.
@@ -443,19 +447,51 @@ fn masked_outputs<E: Element>(
         .collect()
 }
 
-/// The bits of everything that the verbs compute, the fused ones and their halves agreeing.
+/// Outputs that begin at a place of their own beside lines of memory.
+struct Outputs<E> {
+    values: Vec<E>,
+    range: Range<usize>,
+}
+
+impl<E: Element> Outputs<E> {
+    /// So many, the first of them so many elements behind the beginning of a line.
+    fn new(len: usize, behind: usize) -> Self {
+        let room = STREAM_ALIGNMENT / size_of::<E>();
+        let values = vec![E::narrow(0.0); room + behind + len];
+        let start = values.as_ptr().align_offset(STREAM_ALIGNMENT) + behind;
+        Outputs { values, range: start..start + len }
+    }
+}
+
+impl<E> Deref for Outputs<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        &self.values[self.range.clone()]
+    }
+}
+
+impl<E> DerefMut for Outputs<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        &mut self.values[self.range.clone()]
+    }
+}
+
+/// The bits of everything that the verbs compute into outputs that begin so many elements behind a line, the fused ones and
+/// their halves agreeing.
 fn outputs<E: Element>(
     view: View,
     x: &[E],
     dy: &[E],
     weight: &[f64],
     execution: Execution,
+    behind: usize,
 ) -> Vec<u64> {
     let eps = 1e-5;
     let none = Epilogue::default();
     let bits = |values: &[E]| values.iter().map(|x| x.widen().to_bits()).collect::<Vec<_>>();
     let bits64 = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let empty = || vec![E::narrow(0.0); view.len()];
+    let empty = || Outputs::<E>::new(view.len(), behind);
 
     let (mut y, mut dx) = (empty(), empty());
     let statistics =
