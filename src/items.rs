@@ -558,6 +558,19 @@ impl<M: Map, C: Counted> Kernel for RunsItem<M, C> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, simd: S) {
         let RunsItem { map, at, runs: [runs, len], counted, table, ahead } = self;
+        // Runs of whole vectors lie alike in lines, and with a mask there would be two of these loops.
+        if C::ALL
+            && runs > 1
+            && len > LANES
+            && !len.is_multiple_of(LANES)
+            && let Some(head) = map::head(map.output().wrapping_add(at), len)
+        {
+            let runs = [head, runs, len];
+            // SAFETY: whoever runs the item vouches for the runs and their coefficients.
+            return unsafe {
+                map::joined_runs::<S, M, C, false>(simd, map, at, runs, counted, table, ahead)
+            };
+        }
         for i in 0..runs {
             let (at, table) = (at + i * len, table.from(i));
             // SAFETY: one of the runs, for which whoever runs the item vouches.
@@ -578,16 +591,30 @@ impl<M: Map, C: Counted> Kernel for StreamItem<M, C> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self, simd: S) {
-        let RunsItem { map, at, runs, counted, table, ahead } = self.runs;
+        let RunsItem { map, at, runs: [runs, len], counted, table, ahead } = self.runs;
+        let Some(head) = map::head(map.output().wrapping_add(at), len) else {
+            // SAFETY: handed on to whoever runs the item.
+            return unsafe { self.runs.run(simd) };
+        };
         // Lines that are shared with other runs go through the cache, so they are read.
-        for edge in [self.next, self.next + runs[0] * runs[1]] {
+        for edge in [self.next, self.next + runs * len] {
             let output = map.output().wrapping_add(edge);
             if !output.addr().is_multiple_of(STREAM_ALIGNMENT) {
                 simd.prefetch(output);
             }
         }
         // SAFETY: whoever runs the item vouches for the runs and their coefficients.
-        unsafe { map::stream_runs(simd, map, at, runs, counted, table, ahead) };
+        unsafe {
+            map::joined_runs::<S, M, C, true>(
+                simd,
+                map,
+                at,
+                [head, runs, len],
+                counted,
+                table,
+                ahead,
+            )
+        };
     }
 }
 
