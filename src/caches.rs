@@ -41,6 +41,12 @@ impl Caches {
             .clone()
     }
 
+    /// Whether what lies in the last level comes little sooner than from memory: where the second is so large for want of a
+    /// fast one behind it, 2 MiB on Emerald Rapids. Zen has 512 KiB or 1 MiB, and a fast one.
+    pub(crate) fn last_is_slow(self) -> bool {
+        self.l2 >= 1280 << 10
+    }
+
     fn clamped(self) -> Caches {
         Caches {
             l2: self.l2.clamp(256 << 10, 4 << 20),

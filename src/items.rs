@@ -16,9 +16,9 @@ use crate::simd::{Kernel, LANES, STREAM_ALIGNMENT, Simd, fold};
 use crate::view::View;
 use std::ops::Range;
 
-/// Columns from which whole rows are streamed one by one: to copy their coefficients for each piece of work takes as long
-/// then as the lines that two rows write. Rows of 1024 to 2048 `f32` took up to 1.2 of their time like that where outputs did
-/// not begin at lines, of 4096 as long where they did not, and 0.85 where they did (Emerald Rapids).
+/// Columns from which whole rows are streamed one by one, not as one run of memory, for which their coefficients have to be
+/// copied. One by one, rows of 1024 to 2048 `f32` took up to 1.2 of their time as one run if outputs did not begin at lines;
+/// rows of 4096 took as long as that, and 0.85 if outputs did (Emerald Rapids).
 const LONG_ROW: usize = 4096;
 
 /// Finds the centres of some channels. To run it: the inputs of `terms` hold `view`, which is not
@@ -558,7 +558,7 @@ impl<M: Map, C: Counted> Kernel for RunsItem<M, C> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, simd: S) {
         let RunsItem { map, at, runs: [runs, len], counted, table, ahead } = self;
-        // Runs of whole vectors lie alike in lines, and with a mask there would be two of these loops.
+        // Runs of whole vectors all lie alike in lines. Not compiled for masks, to have one copy of the loop.
         if C::ALL
             && runs > 1
             && len > LANES

@@ -76,6 +76,12 @@ const PIECE: usize = 3 << 10;
 /// pieces of 12 to 50 KB, which a second cache of 2 MiB allows, 0.8 (Emerald Rapids).
 const NEAR_PIECE: usize = 12 << 10;
 
+/// Bytes of such a piece from which it pays to walk short runs block by block where the last cache is slow. Sweep by sweep,
+/// forward took 0.8 of its time over 256 and 400 planes of 14 x 14, whose blocks that the second cache holds are pieces of 3 and 2 KB,
+/// and 0.85 over 200 of 28 x 28, backward 0.7 over 400 of 14 x 14; over 64 planes of 28 x 28 and 35 x 35, in pieces of 5 and
+/// 6 KB, backward took 1.3 (Emerald Rapids).
+const SLOW_PIECE: usize = 4 << 10;
+
 /// Channels of a block of planes: their lanes live on the stack. Backward over planes of 14 x 14 took 5 to 15 % longer
 /// with half as many, which lie in pieces half as long.
 pub(crate) const BLOCK: usize = 32;
@@ -186,7 +192,7 @@ pub(crate) struct Plan {
     pub(crate) itemsize: usize,
     /// Channels of a block.
     pub(crate) block: usize,
-    /// How many channels the first block has less.
+    /// How many channels fewer the first block has.
     pub(crate) short: usize,
     /// Whether the second sweep of a block follows its first.
     pub(crate) fused: bool,
@@ -196,7 +202,7 @@ pub(crate) struct Plan {
     pub(crate) stores: Stores,
     /// Whether a sweep that meets rows side by side asks for its inputs ahead of time.
     pub(crate) fetch: bool,
-    /// Elements from what the second sweep of a block reads to what it asks for: the same place in the next block,
+    /// Elements from what the second sweep of a block reads to what it asks for: about the same place in the next block,
     /// whose first sweep will read it. 0 where nothing is asked for.
     pub(crate) ahead: usize,
 }
@@ -217,7 +223,12 @@ impl Plan {
                 // What is larger is gone before its second sweep, sooner in short runs, which are in more
                 // pages. Backward over 1500 planes of 28 x 28 took 1.6 of an addition channel by channel,
                 // 1.1 sweep by sweep.
-                let room = if view.inner < LONG_RUN { caches.last / 8 } else { caches.last / 4 };
+                let slow = caches.last_is_slow() && view.inner < LONG_RUN;
+                let room = match view.inner {
+                    LONG_RUN.. => caches.last / 4,
+                    _ if slow => caches.l2 / 2,
+                    _ => caches.last / 8,
+                };
                 let piece = PIECE.div_ceil(view.inner * itemsize).min(room / channel_bytes);
                 let most = shares.min(BLOCK);
                 let least = piece.min(most);
@@ -225,7 +236,10 @@ impl Plan {
                 // What the last cache holds is read twice in the order of memory, where the second cache
                 // holds short pieces only.
                 let short = block * view.inner * itemsize < NEAR_PIECE;
-                let fused = block > 0 && !(near && far(bytes * inputs, caches) && short);
+                let held = fitting.min(BLOCK);
+                let slow =
+                    slow && held < view.channels && held * view.inner * itemsize < SLOW_PIECE;
+                let fused = block > 0 && !slow && !(near && far(bytes * inputs, caches) && short);
                 (if fused { block } else { most }, fused)
             }
             Arrangement::Sheet { samples: 1 } => {
@@ -269,7 +283,7 @@ impl Plan {
     pub(crate) fn alone(self) -> Plan {
         match self.partition.arrangement {
             Arrangement::Planes => {
-                Plan { block: self.partition.share(self.workers).min(BLOCK), ..self }
+                Plan { block: self.partition.share(self.workers).min(BLOCK), short: 0, ..self }
             }
             Arrangement::Sheet { .. } => self,
         }
@@ -312,8 +326,8 @@ impl Plan {
         }
     }
 
-    /// The same plan for outputs that begin at an address: blocks of whole lines begin at lines, if need be after a
-    /// shorter one, for a line that two blocks write goes through the cache. Written to 16 bytes behind a line, forward over planes
+    /// The same plan for outputs that begin at an address. Where they are streamed block by block, blocks of whole lines begin at
+    /// lines, if need be after a shorter one, for a line that two blocks write goes through the cache. Written to 16 bytes behind a line, forward over planes
     /// of 7 x 7 and strips of rows of 4096 took 1.25 of their time without this, backward 1.15 (Emerald Rapids).
     fn beginning_at(self, address: usize) -> Plan {
         let channel = self.partition.view.inner * self.itemsize;
@@ -528,6 +542,13 @@ mod tests {
         let larger = plan([1800, 64, 784], 1);
         assert!(!larger.fused && larger.block == BLOCK, "5.6 MB a channel are gone by then");
         assert!(plan([32, 64, 50_176], 1).fused, "6.4 MB in long runs are not");
+        let slow = Caches { l2: 2 << 20, ..MIDDLE };
+        let fused = |[outer, inner]: [usize; 2], inputs| {
+            Plan::new(View { outer, channels: 64, inner }, 4, inputs, on(1, slow)).fused
+        };
+        assert!(fused([64, 784], 2) && !fused([100, 784], 2), "pieces of 6 and 3 KB");
+        assert!(fused([200, 196], 1) && !fused([256, 196], 1), "pieces of 4.7 and 3.9 KB");
+        assert!(!fused([800, 196], 1) && fused([32, 50_176], 1), "long runs may be larger");
         assert!(!plan([1000, 64, 784], 2).fused, "two inputs take twice the room");
         let alone = short.alone();
         assert!(alone.block == BLOCK && alone.partition == short.partition);

@@ -246,11 +246,12 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
 /// which elements of each count, streamed or not, line by line of the output. The vector that holds the end of a run and the
 /// beginning of the next is made of both. Streamed each by itself they would share a line, which would go through the
 /// cache, and what is streamed behind it would wait for it to be read; through the cache planes of 6 x 6, 7 x 7 and 9 x 9 took 1.3 to
-/// 1.5 of their time one by one, each with vectors of its own, of 14 x 14 1.05 (Golden Cove).
+/// 1.5 of their time one by one, each with vectors of its own, of 14 x 14 1.05 (Emerald Rapids).
 ///
 /// # Safety
 /// Inputs and output hold the runs; the output is one of the inputs or shares no memory with them;
-/// `table` holds the coefficients of the channel of each run; `head` is [`head`] of these outputs.
+/// `table` holds the coefficients of the channel of each run; `len` is no less than `LANES`, and `head` is [`head`] of these
+/// outputs.
 #[inline(always)]
 pub(crate) unsafe fn joined_runs<S: Simd, M: Map, C: Counted, const STREAMED: bool>(
     simd: S,
@@ -262,7 +263,7 @@ pub(crate) unsafe fn joined_runs<S: Simd, M: Map, C: Counted, const STREAMED: bo
     ahead: usize,
 ) {
     // SAFETY: the offsets are within the runs, which the caller vouches for; a streamed store begins at a
-    // line boundary, or whole vectors behind one.
+    // boundary.
     unsafe {
         let mut coefficients = M::coefficients(simd, table, Fetch::Run);
         if head > 0 {
@@ -339,7 +340,7 @@ unsafe fn through<S: Simd, M: Map, C: Counted>(
 /// itself takes half as many instructions as a vector.
 ///
 /// # Safety
-/// As [`run`]; what is streamed begins at a line boundary.
+/// As [`run`]; what is streamed begins at a [`boundary`].
 #[inline(always)]
 unsafe fn vectors_of_run<S: Simd, M: Map, C: Counted, const STREAMED: bool>(
     simd: S,
@@ -388,7 +389,7 @@ unsafe fn vector_of_run<S: Simd, M: Map, C: Counted, const STREAMED: bool>(
 /// Writes the vector of outputs at offset `at`, streamed or not.
 ///
 /// # Safety
-/// The output holds it; what is streamed begins at a line boundary, or whole vectors behind one.
+/// The output holds it; what is streamed begins at a [`boundary`].
 #[inline(always)]
 unsafe fn store<S: Simd, M: Map, const STREAMED: bool>(
     simd: S,
@@ -422,8 +423,8 @@ pub(crate) fn head<E>(output: *mut E, len: usize) -> Option<usize> {
     (bytes.is_multiple_of(size_of::<E>()) && head < len).then_some(head)
 }
 
-/// How many rows of a sheet are met side by side through the cache, where there are as many: one, where lines do not begin
-/// at the same columns of all rows. On Golden Cove vectors that are each in two lines take two to three times as long where
+/// How many rows of a sheet are met side by side through the cache, where there are as many: one, where a [`boundary`] is not
+/// at the same columns of all rows. On Emerald Rapids vectors that are each in two lines take two to three times as long where
 /// they are written in turns with other rows, and no longer than others one behind the other: rows of 330 and 1000 `f32`
 /// took 0.55 and 0.75 of their time side by side, planes of 5 x 5 half of their time in pairs.
 #[inline(always)]
@@ -556,7 +557,7 @@ unsafe fn strip<S: Simd, M: Map, C: Counted>(
     }
 }
 
-/// The first `cols` columns, a multiple of `LANES`, of some rows: a loop for each number of rows, which
+/// Some columns, a multiple of `LANES`, of some rows: a loop for each number of rows, which
 /// is a constant.
 ///
 /// # Safety
