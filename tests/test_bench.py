@@ -791,8 +791,12 @@ def test_tables_of_a_page_are_published(tmp_path: Path) -> None:
     assert page.read_text() == written.replace("--repeats 1 -->", "--repeats 0 -->")
 
 
-def test_every_table_of_the_performance_page_can_be_published() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+PAGES = ["performance.md", "performance-avx2.md", "performance-sixteen-cores.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_table_of_a_performance_page_can_be_published(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     sections = re.findall(r"<!-- bench \S+: (.+) -->\n\n```sh\n(.+)\n```\n", page)
     assert len(sections) == page.count("<!-- bench ") == page.count("<!-- end of bench -->")
     for arguments, shown in sections:
