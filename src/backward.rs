@@ -330,7 +330,7 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     let of_normalised = gate.map_or(dy, |gate| gate.dz.cast_const());
     let terms = GradTerms::new(of_normalised, x, moments, mask.is_some());
     let sweeps = (terms, BackwardApply { dy: of_normalised, x, dx });
-    let plan = Plan::new(view, size_of::<E>(), inputs, execution).writing(sweeps.1);
+    let plan = Plan::new(view, size_of::<E>(), inputs, execution);
     let Some(Gating { epilogue, affine, dz }) = gate else {
         // SAFETY: handed on to the caller; a block's sums are complete before the first of its
         // outputs is written.
@@ -339,13 +339,14 @@ pub(crate) unsafe fn batch_norm_backward_raw<E: Element>(
     };
     let coefficients = forward::table::<E::Real>(affine, plan.level);
     let table = Table::new(coefficients.as_ptr(), view.channels);
-    // What is written here is read soon.
-    let first = Plan { stores: Stores::Ordinary, ahead: 0, ..plan };
     let gate = GateMap { dy, x, then: then(epilogue), dz };
-    // SAFETY: `fused` calls this for each block and chunk once, before it reads `dz` there; the table
-    // outlives it; the rest is handed on to the caller.
-    let before =
-        |block, chunk| unsafe { sweep::map_item(&first, None, gate, table, [block, chunk]) };
+    let before = |plan: &Plan, item| {
+        // What is written here is read soon.
+        let first = Plan { stores: Stores::Ordinary, ahead: 0, ..*plan };
+        // SAFETY: `fused` calls this for each block and chunk once, before it reads `dz` there; the table
+        // outlives it; the rest is handed on to the caller.
+        unsafe { sweep::map_item(&first, None, gate, table, item) }
+    };
     // SAFETY: handed on to the caller.
     let sums = unsafe { sweep::fused(&plan, mask, before, sweeps, finish) };
     GradSums::from_sums(&sums, moments)

@@ -209,7 +209,7 @@ pub(crate) unsafe fn batch_norm_raw<E: Element>(
     let sums = with_training_stage!(epilogue, stage => {
         let sweeps = (MomentTerms::new(batch, x), Apply { x, y, stage });
         // SAFETY: the caller vouches for `x`, `y` and the residual; the batch is not empty.
-        unsafe { sweep::fused(&plan.writing(sweeps.1), mask, |_, _| {}, sweeps, finish) }
+        unsafe { sweep::fused(&plan, mask, |_, _| {}, sweeps, finish) }
     });
     Moments::from_sums(count, &sums)
 }

@@ -77,9 +77,9 @@ const PIECE: usize = 3 << 10;
 const NEAR_PIECE: usize = 12 << 10;
 
 /// Bytes of such a piece from which it pays to walk short runs block by block where the last cache is slow. Sweep by sweep,
-/// forward took 0.8 of its time over 256 and 400 planes of 14 x 14, whose blocks that the second cache holds are pieces of 3 and 2 KB,
-/// and 0.85 over 200 of 28 x 28, backward 0.7 over 400 of 14 x 14; over 64 planes of 28 x 28 and 35 x 35, in pieces of 5 and
-/// 6 KB, backward took 1.3 (Emerald Rapids).
+/// forward over 256 and 400 planes of 14 x 14, in pieces of 3 and 2 KB, took 0.8 and 0.65 of its time, over 200 of 28 x 28,
+/// in pieces of 3 KB, 0.8, and backward over 400 of 14 x 14 0.7; backward over 64 planes of 28 x 28 and 35 x 35, in pieces of
+/// 6 and 5 KB, took 1.3 (Emerald Rapids).
 const SLOW_PIECE: usize = 4 << 10;
 
 /// Channels of a block of planes: their lanes live on the stack. Backward over planes of 14 x 14 took 5 to 15 % longer
@@ -326,9 +326,10 @@ impl Plan {
         }
     }
 
-    /// The same plan for outputs that begin at an address. Where they are streamed block by block, blocks of whole lines begin at
-    /// lines, if need be after a shorter one, for a line that two blocks write goes through the cache. Written to 16 bytes behind a line, forward over planes
-    /// of 7 x 7 and strips of rows of 4096 took 1.25 of their time without this, backward 1.15 (Emerald Rapids).
+    /// The same plan for outputs that begin at an address. Where they are streamed block by block, blocks of whole lines
+    /// begin at lines, if need be after a shorter one, for a line that two blocks write goes through the cache. Written to 16
+    /// bytes behind a line, forward over planes of 7 x 7 and strips of rows of 4096 took 1.25 of their time without this,
+    /// backward 1.15 (Emerald Rapids).
     fn beginning_at(self, address: usize) -> Plan {
         let channel = self.partition.view.inner * self.itemsize;
         let at_line = |bytes: usize| bytes.is_multiple_of(STREAM_ALIGNMENT);
@@ -369,6 +370,7 @@ impl Plan {
 
     /// The channels of block `i`.
     pub(crate) fn channels(&self, i: usize) -> Range<usize> {
+        debug_assert!(self.short < self.block, "the first block has channels");
         let end = ((i + 1) * self.block - self.short).min(self.partition.view.channels);
         (i * self.block).saturating_sub(self.short)..end
     }

@@ -110,16 +110,16 @@ pub(crate) fn finished<V: Element, R: Real, F: Finish<R, N>, const N: usize>(
 }
 
 /// Both sweeps: the sums of a channel, its coefficients by `finish`, its outputs. `before` is called
-/// for each block and chunk before their sums are made, by whoever makes them: it may write what
-/// `terms` reads there.
+/// for each block and chunk of the plan that it is given before their sums are made, by whoever makes them: it may
+/// write what `terms` reads there.
 ///
 /// # Safety
-/// As for [`reduce`] and [`map`], of the plan for writing the outputs of `map`. The output may be an input of both: a channel's sums are complete
+/// As for [`reduce`] and [`map`]. The output may be an input of both: a channel's sums are complete
 /// before the first of its outputs is written.
 pub(crate) unsafe fn fused<T: Terms, M: Map, F, const N: usize>(
     plan: &Plan,
     mask: Option<&Mask>,
-    before: impl Fn(usize, usize) + Sync,
+    before: impl Fn(&Plan, [usize; 2]) + Sync,
     (terms, map): (T, M),
     finish: F,
 ) -> Sums
@@ -127,6 +127,7 @@ where
     F: Finish<<M::Element as Element>::Real, N>,
 {
     const { assert!(N == M::COEFFICIENTS, "as many coefficients as the map reads") };
+    let plan = &plan.writing(map);
     let state = State::new(plan, mask);
     let zero = <M::Element as Element>::Real::from_f64(0.0);
     let coefficients = Shared::filled(zero, N * pitch(plan.partition.view.channels));
@@ -162,7 +163,7 @@ where
             pool::for_each(plan.workers, blocks, |block| {
                 state.prepare(terms, block);
                 (0..plan.partition.chunks).for_each(|chunk| {
-                    before(block, chunk);
+                    before(plan, [block, chunk]);
                     state.reduce(terms, block, chunk);
                 });
                 finish(block);
@@ -175,7 +176,7 @@ where
             (0..blocks).for_each(|block| state.prepare(terms, block));
             pool::for_each(plan.workers, items, |i| {
                 let (chunk, block) = plan.item(i);
-                before(block, chunk);
+                before(plan, [block, chunk]);
                 state.reduce(terms, block, chunk);
             });
             (0..blocks).for_each(finish);

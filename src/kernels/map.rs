@@ -245,8 +245,9 @@ pub(crate) unsafe fn run<S: Simd, M: Map, C: Counted>(
 /// Writes the outputs of runs of `len >= LANES` elements each that lie one behind the other from `at` on, given
 /// which elements of each count, streamed or not, line by line of the output. The vector that holds the end of a run and the
 /// beginning of the next is made of both. Streamed each by itself they would share a line, which would go through the
-/// cache, and what is streamed behind it would wait for it to be read; through the cache planes of 6 x 6, 7 x 7 and 9 x 9 took 1.3 to
-/// 1.5 of their time one by one, each with vectors of its own, of 14 x 14 1.05 (Emerald Rapids).
+/// cache, and what is streamed behind it would wait for it to be read. Through the cache, one by one and each with vectors of
+/// its own, planes of 7 x 7 and 9 x 9 took 1.1 to 1.4 of their time, of 6 x 6 1.0 (AVX-512) and 1.2 (AVX2), of 14 x 14 1.05
+/// (Emerald Rapids).
 ///
 /// # Safety
 /// Inputs and output hold the runs; the output is one of the inputs or shares no memory with them;

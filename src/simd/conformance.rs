@@ -385,10 +385,10 @@ pub(super) fn verbs<E: Element>(level: Level) {
             }
             counted[0] = true;
             let mask = Mask::new(view, &counted).unwrap();
-            let on = |execution| masked_outputs(view, &mask, &x, &dy, execution);
-            let expected = on(Execution { level: Level::Scalar, threads: 1, caches });
-            for (threads, caches) in [(1, caches), (3, none)] {
-                let got = on(Execution { level, threads, caches });
+            let on = |execution, behind| masked_outputs(view, &mask, &x, &dy, execution, behind);
+            let expected = on(Execution { level: Level::Scalar, threads: 1, caches }, 0);
+            for (threads, caches, behind) in [(1, caches, some), (3, none, 4)] {
+                let got = on(Execution { level, threads, caches }, behind);
                 assert_eq!(got, expected, "{share}/16 of {view:?}, {threads} threads, {caches:?}");
             }
         }
@@ -403,13 +403,14 @@ fn masked_outputs<E: Element>(
     x: &[E],
     dy: &[E],
     execution: Execution,
+    behind: usize,
 ) -> Vec<u64> {
     let bits = |values: &[E]| {
         let bits = |x: &E| if x.widen().is_nan() { 0 } else { x.widen().to_bits() };
         values.iter().map(bits).collect::<Vec<_>>()
     };
     let (eps, none) = (1e-5, Epilogue::default());
-    let empty = || vec![E::narrow(0.0); view.len()];
+    let empty = || Outputs::<E>::new(view.len(), behind);
     let batch = view.masked(mask).unwrap();
     let counted = mask.to_vec();
     let (mut x, mut dy) = (x.to_vec(), dy.to_vec());
